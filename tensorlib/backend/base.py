@@ -1,0 +1,56 @@
+"""What every backend offers: an array namespace, and the few things that differ between devices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Backend:
+    """An array namespace plus kernels.
+
+    ``b.tanh(x)`` is the namespace's own function; what it lacks (`erf`, `windows`, ...) is a method
+    here or in the subclass.
+
+    Attributes:
+        xp: The namespace, `numpy` or `cupy`.
+        name: The device type, "cpu" or "cuda".
+        ndarray: The namespace's array class.
+    """
+
+    name: str
+
+    def __init__(self, xp: Any) -> None:
+        # The namespace's functions become instance attributes: one lookup where __getattr__ takes
+        # two.
+        self.__dict__.update(
+            {k: v for k, v in vars(xp).items() if callable(v) and not hasattr(Backend, k)}
+        )
+        self.xp = xp
+        self.ndarray = xp.ndarray
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"backend {self.name!r} has no function {name!r}")
+
+    def special(self, name: str) -> Any:
+        """The function `name` of scipy.special, or of its twin on the device."""
+        raise NotImplementedError
+
+    def from_host(self, array: Any, index: int | None) -> Any:
+        """A NumPy array copied to this device (as it is, where this device is the host)."""
+        raise NotImplementedError
+
+    def to_host(self, array: Any) -> Any:
+        """An array of this device as a NumPy array, without a copy where it is one."""
+        raise NotImplementedError
+
+    def as_strided(self, array: Any, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
+        """A view with the given shape and strides in bytes; writable if `array` is."""
+        raise NotImplementedError
+
+    def index_add(self, out: Any, index: Any, values: Any) -> None:
+        """``out[index] += values``, with repeated places summed."""
+        raise NotImplementedError
+
+    def add_rows(self, out: Any, index: Any, rows: Any) -> None:
+        """``out[index[i]] += rows[i]`` for a matrix `out` and an integer vector `index`."""
+        raise NotImplementedError

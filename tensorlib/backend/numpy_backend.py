@@ -1,0 +1,58 @@
+"""The CPU backend: NumPy, with SciPy's special functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .base import Backend
+from .erf import erf32
+
+
+class NumpyBackend(Backend):
+    """NumPy arrays in host memory."""
+
+    name = "cpu"
+
+    def __init__(self) -> None:
+        super().__init__(np)
+
+    def special(self, name: str) -> Any:
+        """The function `name` of scipy.special (imported when first used)."""
+        import scipy.special
+
+        function = getattr(scipy.special, name)
+        if name == "erf":
+            return lambda x: erf32(x) if x.dtype == np.float32 else function(x)
+        return function
+
+    def from_host(self, array: Any, index: int | None) -> Any:
+        """The array itself."""
+        return array
+
+    def to_host(self, array: Any) -> Any:
+        """The array itself."""
+        return array
+
+    def as_strided(self, array: Any, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
+        """A view with the given shape and strides in bytes; writable if `array` is."""
+        return np.lib.stride_tricks.as_strided(
+            array, shape, strides, writeable=array.flags.writeable
+        )
+
+    def index_add(self, out: Any, index: Any, values: Any) -> None:
+        """``out[index] += values``, with repeated places summed."""
+        np.add.at(out, index, values)
+
+    def add_rows(self, out: Any, index: Any, rows: Any) -> None:
+        """``out[index[i]] += rows[i]``: rows sorted by index and summed in runs, in their order."""
+        if index.size == 0:
+            return
+        order = np.argsort(index, kind="stable")
+        found = index[order]
+        starts = np.flatnonzero(np.concatenate([[True], found[1:] != found[:-1]]))
+        out[found[starts]] += np.add.reduceat(rows[order], starts, axis=0)
+
+
+NUMPY = NumpyBackend()
