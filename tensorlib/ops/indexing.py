@@ -1,0 +1,455 @@
+"""Indexing: ``x[...]`` in all its forms, gather and scatter, selecting by mask or index, embedding."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from ..autograd.core import TensorBase, apply, wrap
+from ..autograd.inplace import assign, without_leading_ones, write_index
+from ..autograd.primitive import primitive, write_out
+from ..backend import get_backend, is_array
+from ..dtypes import as_dtype
+from ..errors import ArgumentError, ArgumentTypeError, DimensionError, DtypeError, ShapeError
+from .shaping import check_dim, slice_p
+
+
+@primitive(
+    promotion=None, x=lambda g, x_shape, index: index_add_zeros_p(g, shape=x_shape, index=index)
+)
+def index_p(b, x, *, index):
+    """Indexing with integer or boolean arrays; a copy."""
+    return x[index]
+
+
+@primitive(promotion=None, x=lambda g, index: index_p(g, index=index))
+def index_add_zeros_p(b, x, *, shape, index):
+    """Zeros of `shape` with `x` added at an index, repeated places summed: the adjoint of `index`."""
+    out = b.zeros(shape, x.dtype)
+    b.index_add(out, index, x)
+    return out
+
+
+@primitive(
+    promotion=None,
+    x=lambda g, index, accumulate: g if accumulate else zero_index_p(g, index=index),
+    values=lambda g, index: index_p(g, index=index),
+)
+def index_put_p(b, x, values, *, index, accumulate=False):
+    """x with `values` written (or added) at an index."""
+    out = x.copy()
+    if accumulate:
+        b.index_add(out, index, values.astype(x.dtype))
+    else:
+        out[index] = values
+    return out
+
+
+@primitive(promotion=None, x=lambda g, index: zero_index_p(g, index=index))
+def zero_index_p(b, x, *, index):
+    """x with zeros at an index."""
+    out = x.copy()
+    out[index] = 0
+    return out
+
+
+# --- x[index] and x[index] = values ------------------------------------------------------------------
+
+
+def _array_index(item: Any, like: Any) -> Any:
+    """An index tensor (or list, or array) as a raw array of the right kind on the right device."""
+    raw = item._array if isinstance(item, TensorBase) else item
+    b = get_backend(like)
+    if not is_array(raw):
+        raw = b.asarray(raw, dtype="int64") if len(raw) == 0 else b.asarray(raw)
+    elif get_backend(raw) is not b:
+        raw = b.from_host(get_backend(raw).to_host(raw), None)
+    if raw.dtype.kind not in "biu":
+        raise DimensionError(
+            f"index: tensors used as indices must be integer or bool, not {as_dtype(raw.dtype)}; convert with .long()"
+        )
+    return raw
+
+
+def parse_index(x: Any, index: Any) -> tuple[tuple[Any, ...], bool]:
+    """An index as a tuple of ints, slices, None, Ellipsis and raw arrays, and whether it is a view.
+
+    Raises:
+        DimensionError: an index out of range, too many of them, or of a wrong dtype.
+        ArgumentError: a slice with a negative step.
+    """
+    items = index if isinstance(index, tuple) else (index,)
+    array = x._array
+    ndim = array.ndim
+    parsed: list[Any] = []
+    basic = True
+    used = 0
+    for item in items:
+        if item is None or item is Ellipsis:
+            parsed.append(item)
+            continue
+        if isinstance(item, slice):
+            if item.step is not None and operator.index(item.step) <= 0:
+                raise ArgumentError("index: slice step must be positive; use flip() to reverse")
+            bounds = (item.start, item.stop, item.step)
+            parsed.append(slice(*[None if v is None else operator.index(v) for v in bounds]))
+            used += 1
+            continue
+        if isinstance(item, bool):
+            parsed.append(item)
+            basic = False
+            continue
+        if (
+            isinstance(item, TensorBase)
+            and item._array.ndim == 0
+            and item._array.dtype.kind in "iu"
+        ):
+            item = int(item._array)
+        if isinstance(item, TensorBase | list | tuple | range) or is_array(item):
+            raw = _array_index(list(item) if isinstance(item, range) else item, array)
+            parsed.append(raw)
+            used += raw.ndim if raw.dtype.kind == "b" else 1
+            basic = False
+            continue
+        try:
+            parsed.append(operator.index(item))
+        except TypeError:
+            raise DimensionError(
+                f"index: received a {type(item).__name__}; use ints, slices, None, ..., or integer or bool tensors"
+            ) from None
+        used += 1
+    if used > ndim:
+        raise DimensionError(
+            f"index: too many indices for tensor of dimension {ndim}: {used} given"
+        )
+    if not basic:
+        _check_arrays(array, parsed, used)
+    return tuple(parsed), basic
+
+
+def _check_arrays(array: Any, parsed: list[Any], used: int) -> None:
+    """Name the dimension that an index array does not fit (on the host; a GPU would have to wait)."""
+    d = 0
+    for item in parsed:
+        if item is None or isinstance(item, bool):
+            continue
+        if item is Ellipsis:
+            d += array.ndim - used
+        elif is_array(item):
+            if item.dtype.kind == "b":
+                if item.shape != array.shape[d : d + item.ndim]:
+                    raise DimensionError(
+                        f"index: the mask of shape {list(item.shape)} does not match the indexed tensor of shape "
+                        f"{list(array.shape)} at dimension {d}"
+                    )
+                d += item.ndim
+            else:
+                n = array.shape[d]
+                if (
+                    get_backend(item).name == "cpu"
+                    and item.size
+                    and (item.min() < -n or item.max() >= n)
+                ):
+                    bad = int(item.max()) if item.max() >= n else int(item.min())
+                    raise DimensionError(
+                        f"index {bad} is out of bounds for dimension {d} with size {n}"
+                    )
+                d += 1
+        else:
+            d += 1
+
+
+def getitem(x: Any, index: Any) -> Any:
+    """``x[index]``: a view for ints, slices, None and ...; a copy for integer and boolean arrays."""
+    if index.__class__ is int:
+        n = x._array.shape[0] if x._array.ndim else -1
+        if not -n <= index < n:
+            if n == -1:
+                raise DimensionError(
+                    "index: invalid index of a 0-dim tensor; use tensor.item() to get its number"
+                )
+            raise DimensionError(f"index {index} is out of bounds for dimension 0 with size {n}")
+        return apply(slice_p, (x,), {"index": (index,)})
+    parsed, basic = parse_index(x, index)
+    if basic:
+        _check_ints(x._array.shape, parsed)
+        return apply(slice_p, (x,), {"index": parsed})
+    return apply(index_p, (x,), {"index": parsed})
+
+
+def _check_ints(shape: tuple[int, ...], parsed: tuple[Any, ...]) -> None:
+    used = sum(1 for i in parsed if i is not None and i is not Ellipsis)
+    d = 0
+    for item in parsed:
+        if item is Ellipsis:
+            d += len(shape) - used
+        elif item is not None:
+            if item.__class__ is int and not -shape[d] <= item < shape[d]:
+                raise DimensionError(
+                    f"index {item} is out of bounds for dimension {d} with size {shape[d]}"
+                )
+            d += 1
+
+
+def setitem(x: Any, index: Any, value: Any) -> None:
+    """``x[index] = value``: written into the memory of `x`, and recorded."""
+    if not isinstance(value, TensorBase):
+        value = wrap(get_backend(x._array).asarray(value, dtype=x._array.dtype))
+    parsed, basic = parse_index(x, index)
+    if basic:
+        _check_ints(x._array.shape, parsed)
+        region = apply(slice_p, (x,), {"index": parsed})
+        assign(region, without_leading_ones(value, region.ndim), "setitem")
+    else:
+        write_index(x, parsed, value)
+
+
+# --- gather, scatter and their kin -------------------------------------------------------------------
+
+
+def _grid(x: Any, dim: int, index: Any, name: str) -> tuple[Any, ...]:
+    """The index tuple that picks ``x[i][index[i][j]]...`` along `dim`: open grids elsewhere."""
+    raw = index._array
+    if raw.dtype.kind not in "iu":
+        raise DtypeError(
+            f"{name}: the index is {as_dtype(raw.dtype)}, expects int64; convert it with .long()"
+        )
+    if raw.ndim != x.ndim:
+        raise ShapeError(
+            f"{name}: the index has {raw.ndim} dimensions, the input {x.ndim}; they must agree"
+        )
+    for d, (n, m) in enumerate(zip(raw.shape, x.shape, strict=True)):
+        if d != dim and n > m:
+            raise ShapeError(f"{name}: index size {n} exceeds input size {m} in dimension {d}")
+    n = x.shape[dim]
+    b = get_backend(raw)
+    if b.name == "cpu" and raw.size and (raw.min() < 0 or raw.max() >= n):
+        bad = int(raw.max()) if raw.max() >= n else int(raw.min())
+        raise DimensionError(
+            f"{name}: index {bad} is out of bounds for dimension {dim} with size {n}"
+        )
+    parts = []
+    for d, n in enumerate(raw.shape):
+        shape = [1] * raw.ndim
+        shape[d] = n
+        parts.append(raw if d == dim else b.arange(n).reshape(shape))
+    return tuple(parts)
+
+
+def gather(input: Any, dim: int, index: Any, *, sparse_grad: bool = False, out: Any = None) -> Any:
+    """Elements picked along `dim`: ``out[i][j] = input[index[i][j]][j]`` for dim 0.
+
+    Raises:
+        DtypeError: the index is not of an integer type.
+        DimensionError: an index is out of range.
+    """
+    if input.ndim == 0:
+        return input.reshape(1)[index.reshape(-1)].reshape(tuple(index.shape))
+    d = check_dim(dim, input.ndim, "gather")
+    return write_out(out, apply(index_p, (input,), {"index": _grid(input, d, index, "gather")}))
+
+
+def _scatter_source(src: Any, index: Any, like: Any) -> Any:
+    if not isinstance(src, TensorBase):
+        b = get_backend(like._array)
+        return wrap(b.full(index._array.shape, src, dtype=like._array.dtype))
+    if src._array.dtype != like._array.dtype:
+        raise DtypeError(
+            f"scatter: the source is {src.dtype}, the input {like.dtype}; they must agree"
+        )
+    return src[tuple(slice(0, n) for n in index.shape)]
+
+
+def scatter(
+    input: Any,
+    dim: int,
+    index: Any,
+    src: Any = None,
+    *,
+    value: Any = None,
+    reduce: str | None = None,
+) -> Any:
+    """`input` with `src` written at ``out[index[i][j]][j]`` (dim 0); a number may stand for `src`.
+
+    Args:
+        input: The tensor to start from.
+        dim: The dimension that `index` runs along.
+        index: Integer positions.
+        src: A tensor at least as large as `index`, or a number.
+        value: A number, under torch's other name.
+        reduce: "add" or "multiply" in place of writing.
+    """
+    source = _scatter_source(value if src is None else src, index, input)
+    d = check_dim(dim, input.ndim, "scatter")
+    where = _grid(input, d, index, "scatter")
+    if reduce == "multiply":
+        return input * apply(index_put_p, (input * 0 + 1, source), {"index": where})
+    if reduce not in (None, "add"):
+        raise ArgumentError(f"scatter: reduce is {reduce!r}; pass None, 'add' or 'multiply'")
+    return apply(index_put_p, (input, source), {"index": where, "accumulate": reduce == "add"})
+
+
+def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Any:
+    """`input` with `src` added at ``out[index[i][j]][j]`` (dim 0)."""
+    return scatter(input, dim, index, src, reduce="add")
+
+
+def _vector_index(index: Any, name: str) -> Any:
+    if index._array.dtype.kind not in "iu" or index.ndim > 1:
+        raise DtypeError(
+            f"{name}: the index must be an integer vector, not {index.dtype} of shape {list(index.shape)}"
+        )
+    return index
+
+
+def index_select(input: Any, dim: int, index: Any, *, out: Any = None) -> Any:
+    """The slices along `dim` that a vector of indices names."""
+    d = check_dim(dim, input.ndim, "index_select")
+    where = (slice(None),) * d + (_vector_index(index, "index_select").reshape(-1),)
+    return write_out(out, getitem(input, where))
+
+
+def _along(x: Any, dim: int, index: Any, name: str) -> tuple[Any, ...]:
+    d = check_dim(dim, x.ndim, name)
+    return parse_index(x, (slice(None),) * d + (_vector_index(index, name).reshape(-1),))[0]
+
+
+def index_add(input: Any, dim: int, index: Any, source: Any, *, alpha: Any = 1) -> Any:
+    """`input` with alpha · source added to the slices that `index` names."""
+    values = source if alpha == 1 else source * alpha
+    return apply(
+        index_put_p,
+        (input, values),
+        {"index": _along(input, dim, index, "index_add"), "accumulate": True},
+    )
+
+
+def index_copy(input: Any, dim: int, index: Any, source: Any) -> Any:
+    """`input` with the slices that `index` names replaced."""
+    return apply(index_put_p, (input, source), {"index": _along(input, dim, index, "index_copy")})
+
+
+def index_fill(input: Any, dim: int, index: Any, value: Any) -> Any:
+    """`input` with the slices that `index` names set to a number."""
+    b = get_backend(input._array)
+    filling = wrap(
+        b.asarray(
+            float(value) if isinstance(value, TensorBase) else value, dtype=input._array.dtype
+        )
+    )
+    return apply(index_put_p, (input, filling), {"index": _along(input, dim, index, "index_fill")})
+
+
+def index_put(input: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:
+    """`input` with `values` written (or added) at a tuple of index tensors."""
+    where = parse_index(input, tuple(indices))[0]
+    return apply(
+        index_put_p, (input, values.to(input.dtype)), {"index": where, "accumulate": accumulate}
+    )
+
+
+def take(input: Any, index: Any) -> Any:
+    """Elements of the flattened tensor."""
+    return getitem(input.reshape(-1), index)
+
+
+def take_along_dim(input: Any, indices: Any, dim: int | None = None) -> Any:
+    """Elements picked along `dim`, with broadcasting of the other dimensions."""
+    if dim is None:
+        return gather(input.reshape(-1), 0, indices.reshape(-1))
+    from .shaping import broadcast_shapes
+
+    d = check_dim(dim, input.ndim, "take_along_dim")
+    common = list(broadcast_shapes(
+        tuple(1 if i == d else n for i, n in enumerate(input.shape)),
+        tuple(1 if i == d else n for i, n in enumerate(indices.shape)),
+    ))  # fmt: skip
+    wide = [*common[:d], input.shape[d], *common[d + 1 :]]
+    chosen = [*common[:d], indices.shape[d], *common[d + 1 :]]
+    return gather(input.expand(wide), d, indices.expand(chosen))
+
+
+def masked_fill(input: Any, mask: Any, value: Any) -> Any:
+    """`input` with `value` where the mask is True.
+
+    Raises:
+        DtypeError: the mask is not bool.
+    """
+    from .elementwise import where
+
+    if mask._array.dtype.kind != "b":
+        raise DtypeError(
+            f"masked_fill: the mask is {mask.dtype}; pass a bool tensor, such as x > 0"
+        )
+    if isinstance(value, TensorBase):
+        value = value.to(input.dtype)
+    elif input._array.dtype.kind in "biu" and isinstance(value, float) and value != int(value):
+        raise DtypeError(f"masked_fill: {value} cannot be written into a {input.dtype} tensor")
+    else:
+        value = wrap(get_backend(input._array).asarray(value, dtype=input._array.dtype))
+    return where(mask, value, input)
+
+
+def masked_select(input: Any, mask: Any, *, out: Any = None) -> Any:
+    """The elements where the mask is True, in one dimension."""
+    from .shaping import broadcast_tensors
+
+    if mask._array.dtype.kind != "b":
+        raise DtypeError(f"masked_select: the mask is {mask.dtype}; pass a bool tensor")
+    x, m = broadcast_tensors(input, mask)
+    return write_out(out, getitem(x, m))
+
+
+def nonzero(input: Any, *, out: Any = None, as_tuple: bool = False) -> Any:
+    """The indices of non-zero elements: a (count, ndim) tensor, or a tuple of vectors."""
+    b = get_backend(input._array)
+    found = b.nonzero(b.atleast_1d(input._array))
+    if as_tuple:
+        return tuple(wrap(i) for i in found)
+    rows = b.stack(found, axis=1)
+    return write_out(out, wrap(rows if input.ndim else rows[:, :0]))
+
+
+argwhere = nonzero
+
+
+def repeat_interleave(input: Any, repeats: Any, dim: int | None = None) -> Any:
+    """Each element repeated a number of times in place."""
+    x = input.reshape(-1) if dim is None else input
+    d = 0 if dim is None else check_dim(dim, x.ndim, "repeat_interleave")
+    b = get_backend(x._array)
+    counts = b.to_host(repeats._array) if isinstance(repeats, TensorBase) else repeats
+    positions = wrap(b.repeat(b.arange(x.shape[d]), counts))
+    return index_select(x, d, positions)
+
+
+# --- embedding ---------------------------------------------------------------------------------------
+
+
+@primitive(
+    promotion=None,
+    weight=lambda g, weight_shape, index, padding_idx: embedding_backward_p(
+        g, shape=weight_shape, index=index, padding_idx=padding_idx
+    ),
+)
+def embedding_p(b, weight, *, index, padding_idx=-1):
+    """Rows of a table."""
+    return b.take(weight, index, axis=0)
+
+
+def _embedding_twice(g: Any, index: Any, padding_idx: int) -> Any:
+    rows = embedding_p(g, index=index)
+    if padding_idx < 0:
+        return rows
+    keep = (index != padding_idx)[..., None]
+    return rows * (wrap(keep) if isinstance(rows, TensorBase) else keep)
+
+
+@primitive(promotion=None, x=_embedding_twice)
+def embedding_backward_p(b, x, *, shape, index, padding_idx=-1):
+    """Gradients of rows summed into the table's gradient; `padding_idx` receives none."""
+    out = b.zeros(shape, x.dtype)
+    b.add_rows(out, index.reshape(-1), x.reshape(-1, shape[1]))
+    if padding_idx >= 0:
+        out[padding_idx] = 0
+    return out

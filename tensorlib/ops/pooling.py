@@ -1,0 +1,163 @@
+"""Pooling over windows of the spatial axes, in any number of dimensions.
+
+Everything runs over the elements of the kernel, few, with array operations over all windows at once. Max pooling
+keeps for each window the number of the element that won; gradients are scattered to the winners, and the scatter's
+own gradient gathers from them. Summing over windows is linear, with spreading as its adjoint.
+
+Inputs are (N, C, *sizes); options have one number per spatial axis: `kernel`, `stride`, `padding` before the axis
+(what lies behind follows from the number of windows), `dilation`, and the spatial sizes `shape` of the result.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ..autograd.primitive import primitive
+from ..backend.windows import tap, taps
+from .precision import like, wide
+
+
+def _lowest(dtype: Any) -> Any:
+    return np.iinfo(dtype).min if dtype.kind in "iu" else -math.inf
+
+
+def _first_inside(
+    b: Any, windows: Any, kernel: Any, stride: Any, padding: Any, dilation: Any
+) -> Any:
+    """For each window the number of its first element that is not padding."""
+    number = b.zeros((1,) * len(windows), "int64")
+    for axis, (n, k, s, p, d) in enumerate(
+        zip(windows, kernel, stride, padding, dilation, strict=True)
+    ):
+        first = -(-b.maximum(p - b.arange(n) * s, 0) // d)
+        number = number * k + first.reshape([-1 if a == axis else 1 for a in range(len(windows))])
+    return number
+
+
+@primitive(
+    promotion=None,
+    outputs=("out", "indices"),
+    x=lambda g, indices, x_shape, kernel, stride, padding, dilation: window_scatter_p(
+        g[0],
+        indices,
+        kernel=kernel,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        shape=tuple(x_shape[2:]),
+    ),
+)
+def max_pool_p(b, x, *, kernel, stride, padding, dilation, shape):
+    """The largest element of each window (NaN if there is one), and its number in the window."""
+    small = math.prod(kernel) <= 256
+    out = b.full((*x.shape[:2], *shape), _lowest(x.dtype), x.dtype)
+    indices = b.empty(out.shape, "uint8" if small else "int32")
+    indices[...] = _first_inside(b, shape, kernel, stride, padding, dilation)
+    for number, _, reads, found in taps(x.shape[2:], shape, kernel, stride, padding, dilation):
+        value = b.ascontiguousarray(x[(..., *reads)])
+        best, winner = out[(..., *found)], indices[(..., *found)]
+        better = (value > best) | (value != value)
+        b.maximum(winner, better * indices.dtype.type(number), out=winner)
+        b.maximum(best, value, out=best)
+    return out, indices
+
+
+@primitive(
+    promotion=None,
+    x=lambda g, indices, kernel, stride, padding, dilation: window_gather_p(
+        g, indices, kernel=kernel, stride=stride, padding=padding, dilation=dilation
+    ),
+)
+def window_scatter_p(b, x, indices, *, kernel, stride, padding, dilation, shape):
+    """Zeros with the value of each window added at one of its elements."""
+    out = b.zeros((*x.shape[:2], *shape), wide(x).dtype)
+    apart = all(d * (k - 1) < s for k, s, d in zip(kernel, stride, dilation, strict=True))
+    for number, _, reads, found in taps(shape, x.shape[2:], kernel, stride, padding, dilation):
+        value, chosen = x[(..., *found)], indices[(..., *found)] == number
+        if apart:
+            b.multiply(value, chosen, out=out[(..., *reads)])
+        else:
+            out[(..., *reads)] += value * chosen
+    return like(out, x)
+
+
+@primitive(
+    promotion=None,
+    x=lambda g, indices, x_shape, kernel, stride, padding, dilation: window_scatter_p(
+        g,
+        indices,
+        kernel=kernel,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        shape=tuple(x_shape[2:]),
+    ),
+)
+def window_gather_p(b, x, indices, *, kernel, stride, padding, dilation):
+    """One element of each window, by its number."""
+    out = b.zeros(indices.shape, x.dtype)
+    for number, _, reads, found in taps(
+        x.shape[2:], indices.shape[2:], kernel, stride, padding, dilation
+    ):
+        out[(..., *found)] += x[(..., *reads)] * (indices[(..., *found)] == number)
+    return out
+
+
+@primitive(
+    promotion=None,
+    x=lambda g, x_shape, kernel, stride, padding, scale: spread_pool_p(
+        g, kernel=kernel, stride=stride, padding=padding, shape=tuple(x_shape[2:]), scale=scale
+    ),
+)
+def sum_pool_p(b, x, *, kernel, stride, padding, shape, scale=1.0):
+    """scale · the sum of each window, one axis after the other."""
+    out = wide(x)
+    if kernel == x.shape[2:] and not any(padding):
+        return like(b.asarray(b.sum(out, axis=tuple(range(2, x.ndim)), keepdims=True) * scale), x)
+    for axis, (n, k, s, p) in enumerate(zip(shape, kernel, stride, padding, strict=True), start=2):
+        if n == 1 and p == 0 and k == out.shape[axis]:
+            out = b.sum(out, axis=axis, keepdims=True)
+            continue
+        summed = b.zeros((*out.shape[:axis], n, *out.shape[axis + 1 :]), out.dtype)
+        _add_taps(axis, out, summed, (out.shape[axis], n, k, s, p), spread=False)
+        out = summed
+    if scale != 1:
+        out *= scale
+    return like(out, x)
+
+
+@primitive(
+    promotion=None,
+    x=lambda g, x_shape, kernel, stride, padding, scale: sum_pool_p(
+        g, kernel=kernel, stride=stride, padding=padding, shape=tuple(x_shape[2:]), scale=scale
+    ),
+)
+def spread_pool_p(b, x, *, kernel, stride, padding, shape, scale=1.0):
+    """scale · the value of each window added to all of its elements: the adjoint of `sum_pool`."""
+    out = wide(x) * scale
+    for axis, (n, k, s, p) in enumerate(zip(shape, kernel, stride, padding, strict=True), start=2):
+        if out.shape[axis] == 1 and p == 0 and k == n:
+            out = b.repeat(out, n, axis)
+            continue
+        spread = b.zeros((*out.shape[:axis], n, *out.shape[axis + 1 :]), out.dtype)
+        _add_taps(axis, spread, out, (n, out.shape[axis], k, s, p), spread=True)
+        out = spread
+    return like(out, x)
+
+
+def _add_taps(axis: int, elements: Any, windows: Any, sizes: tuple[int, ...], spread: bool) -> None:
+    """Sum elements into windows along one axis, or spread windows over elements."""
+    n, count, kernel, stride, before = sizes
+    lead = (slice(None),) * axis
+    for k in range(kernel):
+        found = tap(n, count, k, stride, before, 1)
+        if found is None:
+            continue
+        reads, places = (*lead, found[0]), (*lead, found[1])
+        if spread:
+            elements[reads] += windows[places]
+        else:
+            windows[places] += elements[reads]

@@ -1,0 +1,106 @@
+"""Sorting and counting: sort, argsort, topk, searchsorted, unique, bincount."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from typing import Any
+
+from ..autograd.core import TensorBase, apply, wrap
+from ..autograd.primitive import primitive, write_out
+from ..backend import get_backend
+from ..errors import ArgumentTypeError, ShapeError
+from .elementwise import refuse_complex
+from .indexing import gather
+from .reduction import argmax_p
+from .shaping import check_dim
+
+sort_result = namedtuple("sort", ["values", "indices"])
+topk_result = namedtuple("topk", ["values", "indices"])
+
+
+@primitive(promotion=None)
+def argsort_p(b, x, *, dim, descending=False):
+    """The indices that sort, stably."""
+    refuse_complex("argsort", x)
+    if not descending:
+        return b.argsort(x, axis=dim, kind="stable")
+    return x.shape[dim] - 1 - b.flip(b.argsort(b.flip(x, dim), axis=dim, kind="stable"), dim)
+
+
+def argsort(input: Any, dim: int = -1, descending: bool = False, stable: bool = False) -> Any:
+    """The indices that sort along `dim`; always stable."""
+    if input.ndim == 0:
+        return apply(argmax_p, (input,), {"dim": None, "keepdim": False})
+    return apply(
+        argsort_p,
+        (input,),
+        {"dim": check_dim(dim, input.ndim, "argsort"), "descending": descending},
+    )
+
+
+def sort(
+    input: Any, dim: int = -1, descending: bool = False, stable: bool = False, *, out: Any = None
+) -> Any:
+    """(values, indices), sorted along `dim`; always stable."""
+    indices = argsort(input, dim, descending)
+    values = gather(input, dim, indices) if input.ndim else input.clone()
+    return write_out(out, sort_result(values, indices))
+
+
+def topk(input: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    """(values, indices) of the `k` largest (or smallest) along `dim`, in order.
+
+    Raises:
+        ShapeError: k is negative or larger than the dimension.
+    """
+    d = check_dim(dim, input.ndim, "topk")
+    size = input.shape[d] if input.ndim else 1
+    if not 0 <= k <= size:
+        raise ShapeError(f"topk: k is {k}; dimension {d} has {size} elements")
+    values, indices = sort(input, d, descending=largest)
+    if input.ndim:
+        values, indices = values.narrow(d, 0, k), indices.narrow(d, 0, k)
+    return topk_result(values, indices)
+
+
+def searchsorted(
+    sorted_sequence: Any, input: Any, *, right: bool = False, side: str | None = None
+) -> Any:
+    """Where `input` would be inserted into a sorted vector."""
+    b = get_backend(sorted_sequence._array)
+    if sorted_sequence.ndim != 1:
+        raise ShapeError(
+            f"searchsorted: the sorted sequence has {sorted_sequence.ndim} dimensions, expects 1"
+        )
+    values = input._array if isinstance(input, TensorBase) else b.asarray(input)
+    side = side or ("right" if right else "left")
+    return wrap(b.asarray(b.searchsorted(sorted_sequence._array, values, side=side)))
+
+
+def unique(
+    input: Any,
+    sorted: bool = True,
+    return_inverse: bool = False,
+    return_counts: bool = False,
+    dim: int | None = None,
+) -> Any:
+    """The distinct elements, sorted; with the inverse and the counts if asked for."""
+    b = get_backend(input._array)
+    found = b.unique(input._array, return_inverse=True, return_counts=True, axis=dim)
+    values, inverse, counts = (wrap(a) for a in found)
+    results = [values]
+    if return_inverse:
+        results.append(inverse.reshape(tuple(input.shape)) if dim is None else inverse.reshape(-1))
+    if return_counts:
+        results.append(counts)
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def bincount(input: Any, weights: Any = None, minlength: int = 0) -> Any:
+    """The number (or summed weights) of each value of a vector of non-negative integers."""
+    b = get_backend(input._array)
+    if input._array.dtype.kind not in "iu" or input.ndim != 1:
+        raise ArgumentTypeError(
+            f"bincount: received {input.dtype} of shape {list(input.shape)}; pass an integer vector"
+        )
+    return wrap(b.bincount(input._array, None if weights is None else weights._array, minlength))

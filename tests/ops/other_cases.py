@@ -1,0 +1,185 @@
+"""Cases of matrix products, indexing, factories, random numbers and copies between devices."""
+
+from typing import Any
+
+import numpy as np
+
+from .cases import Case, Values
+from .philox import blocks
+
+ROW = np.array([2, 0, 2])
+COLUMN = np.array([1, 0, 1])
+MASK = np.array([True, False, True])
+INDICES: tuple[Any, ...] = ((ROW,), (ROW, COLUMN), (slice(None), COLUMN), (ROW, None), (MASK,))
+UNIQUE = np.array([2, 0])
+
+
+def add_at(x: Any, shape: tuple[int, ...], index: Any) -> Any:
+    """Zeros with x added at an index, by a matrix of ones and zeros."""
+    places = np.arange(np.prod(shape)).reshape(shape)[index].reshape(-1)
+    hits = places[None, :] == np.arange(np.prod(shape))[:, None]
+    return (hits.astype(x.dtype) @ x.reshape(-1)).reshape(shape)
+
+
+def put(x: Any, values: Any, index: Any, accumulate: bool = False) -> Any:
+    """x with values written or added at an index."""
+    shape = x[index].shape
+    there = add_at(np.ones(shape), x.shape, index)
+    added = add_at(np.broadcast_to(values, shape).astype(x.dtype), x.shape, index)
+    return (x + added if accumulate else np.where(there > 0, added, x)).astype(x.dtype)
+
+
+def rows(weight: Any, index: Any, padding_idx: int = -1) -> Any:
+    """Rows of a table by one-hot vectors."""
+    return np.eye(len(weight), dtype=weight.dtype)[index] @ weight
+
+
+def rows_back(x: Any, shape: tuple[int, int], index: Any, padding_idx: int = -1) -> Any:
+    """The adjoint of `rows`; `padding_idx` receives nothing."""
+    hot = np.eye(shape[0])[index] * (np.arange(shape[0]) != padding_idx)
+    return hot.reshape(-1, shape[0]).T @ x.reshape(-1, shape[1])
+
+
+def linear(x: Any, weight: Any, bias: Any) -> Any:
+    """Inner products with the rows of the weight."""
+    out = np.einsum("...i,oi->...o", x, weight)
+    return out if bias is None else out + bias
+
+
+PRODUCTS = {
+    "matmul": [
+        Case((Values(a), Values(b)), np.matmul, dtypes="flc", tolerance=16)
+        for a, b in (
+            ((2, 3), (3, 4)), ((2, 2, 3), (2, 3, 1)), ((2, 2, 3), (3, 2)), ((2, 3), (2, 3, 2)),
+            ((2, 1, 2, 3), (3, 3, 1)), ((2, 0), (0, 3)),
+        )
+    ],
+    "linear": [
+        Case((Values(x), Values(w), b), linear, dtypes="fc", tolerance=16)
+        for x, w, b in (
+            ((2, 3), (4, 3), Values((4,))), ((3,), (2, 3), Values((2,))), ((3,), (2, 3), None),
+            ((2, 2, 3), (1, 3), None), ((0, 3), (2, 3), Values((2,))),
+        )
+    ],
+}  # fmt: skip
+
+INDEXING = {
+    "index": [
+        Case((Values((3, 2)),), lambda x, index: x[index], {"index": index}, "fibc")
+        for index in INDICES
+    ],
+    "index_add_zeros": [
+        Case((Values(shape),), add_at, {"shape": (3, 2), "index": index}, "flc")
+        for shape, index in (((3, 2), (ROW,)), ((3,), (ROW, COLUMN)), ((2, 2), (MASK,)))
+    ],
+    "index_put": [
+        Case((Values((3, 2)), Values(v)), put, {"index": index, "accumulate": accumulate}, "flc")
+        for v, index, accumulate in (
+            ((2, 2), (UNIQUE,), False), ((2,), (UNIQUE,), False), ((), (MASK,), False),
+            ((3,), (ROW, COLUMN), True), ((2,), (ROW,), True),
+        )
+    ],
+    "zero_index": [
+        Case((Values((3, 2)),), lambda x, index: put(x, 0, index), {"index": index}, "flc")
+        for index in ((ROW,), (MASK, 1))
+    ],
+    "embedding": [
+        Case((Values((4, 2)),), rows, {"index": np.array([[1, 3], [1, 0]])}, "f"),
+    ],
+    "embedding_backward": [
+        Case((Values((2, 3, 2)),), rows_back,
+             {"shape": (4, 2), "index": np.array([[1, 3, 1], [1, 0, 2]]), "padding_idx": padding})
+        for padding in (-1, 1)
+    ],
+    "to_device": [
+        Case((Values((2, 3)),), lambda x, device, source: x, {"device": None, "source": None},
+             "fibc", view=True),
+    ],
+}  # fmt: skip
+
+
+# --- factories: the dtype and the device are options -------------------------------------------------
+
+
+def uniform(shape: Any, dtype: Any, seed: int, offset: int) -> Any:
+    """The upper 24 (float32) or 53 (float64) bits of each word as a fraction."""
+    count = int(np.prod(shape))
+    if dtype.itemsize == 8:
+        words = blocks(seed, offset, 2 * count)
+        drawn = [
+            (low | high << 32) >> 11 for low, high in zip(words[::2], words[1::2], strict=True)
+        ]
+        return np.array([d / 2**53 for d in drawn]).reshape(shape)
+    drawn = [w >> 8 for w in blocks(seed, offset, count)]
+    bits = {"float16": 11, "bfloat16": 8}.get(dtype.name, 24)
+    return np.array([(d >> (24 - bits)) / 2**bits for d in drawn]).reshape(shape)
+
+
+def normal(shape: Any, dtype: Any, seed: int, offset: int) -> Any:
+    """Box and Muller's transform of pairs of uniforms."""
+    wide = np.dtype("float64" if dtype.itemsize == 8 else "float32")
+    count = int(np.prod(shape))
+    u = uniform((count + count % 2,), wide, seed, offset).reshape(-1, 2)
+    radius, angle = np.sqrt(-2 * np.log1p(-u[:, 0])), 2 * np.pi * u[:, 1]
+    pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    return pairs.reshape(-1)[:count].reshape(shape)
+
+
+def integers(shape: Any, dtype: Any, seed: int, offset: int, low: int, high: int) -> Any:
+    """word · range / 2³², rounded down; the remainder of 64-bit words for larger ranges."""
+    count, span = int(np.prod(shape)), high - low
+    if span <= 2**32:
+        values = [w * span >> 32 for w in blocks(seed, offset, count)]
+    else:
+        words = blocks(seed, offset, 2 * count)
+        values = [(a | b << 32) % span for a, b in zip(words[::2], words[1::2], strict=True)]
+    return np.array([v + low for v in values]).reshape(shape)
+
+
+def permutation(n: int, dtype: Any, seed: int, offset: int) -> Any:
+    """The order of n 64-bit words."""
+    words = blocks(seed, offset, 2 * n)
+    return sorted(range(n), key=lambda i: words[2 * i] | words[2 * i + 1] << 32)
+
+
+STREAM = {"seed": 0x0123456789ABCDEF, "offset": 5}
+
+FACTORIES = {
+    "full": [
+        Case((), lambda shape, value, dtype: np.full(shape, value), {"shape": shape, "value": value},
+             dtypes)
+        for shape, value, dtypes in (((2, 3), 0, "fibc"), ((), 2.5, "fc"), ((0, 2), 1, "i"))
+    ],
+    "empty": [Case((), None, {"shape": shape}, "fibc") for shape in ((2, 3), (), (0,))],
+    "arange": [
+        Case((), lambda start, step, count, dtype: [start + i * step for i in range(count)],
+             {"start": start, "step": step, "count": count}, dtypes)
+        for start, step, count, dtypes in ((3, 2, 4, "fi"), (0.5, -0.25, 5, "f"), (0, 1, 0, "fi"))
+    ],
+    "linspace": [
+        Case((), lambda start, end, count, dtype: [
+            start + (end - start) * i / max(count - 1, 1) for i in range(count)],
+             {"start": start, "end": end, "count": count})
+        for start, end, count in ((0, 1, 5), (2.5, -1.5, 3), (1, 2, 1), (1, 2, 0))
+    ],
+    "eye": [
+        Case((), lambda n, m, dtype: [[float(i == j) for j in range(m)] for i in range(n)],
+             {"n": n, "m": m}, "fibc")
+        for n, m in ((2, 3), (3, 3))
+    ],
+    "random_uniform": [
+        Case((), uniform, {"shape": shape, **STREAM}) for shape in ((3, 5), (), (0,))
+    ],
+    "random_normal": [
+        Case((), normal, {"shape": shape, **STREAM}, tolerance=64) for shape in ((3, 5), (), (0,))
+    ],
+    "random_integers": [
+        Case((), integers, {"shape": (7,), **STREAM, "low": low, "high": high}, "l")
+        for low, high in ((0, 10), (-5, 3), (0, 2**32), (-(2**40), 2**41), (0, 1))
+    ],
+    "random_permutation": [
+        Case((), permutation, {"n": n, **STREAM}, "l") for n in (9, 1, 0)
+    ],
+}  # fmt: skip
+
+CASES = {**PRODUCTS, **INDEXING, **FACTORIES}
