@@ -1,0 +1,385 @@
+"""Communicator: a group of ranks and the collectives between them, on raw arrays.
+
+The base class checks and stages: it exchanges the headers, makes arrays contiguous, chooses the
+dtype of a reduction and copies results back. A backend only moves contiguous memory; it
+implements the methods with a leading underscore. Each of those starts non-blocking requests and
+yields them (see ``work``); one that is done at once returns an empty tuple.
+
+Every public collective writes into the arrays it is given and returns a ``Work``. Roots and peers
+are ranks of the group.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NoReturn
+
+import numpy as np
+
+from tensorlib.distributed.call import RECORD_BYTES, Call, check_agreement, name_ranks
+from tensorlib.distributed.reduction import (
+    Array,
+    ReduceOp,
+    contiguous,
+    copy_back,
+    dtype_name,
+    reduction,
+)
+from tensorlib.distributed.work import Request, Steps, Work
+from tensorlib.errors import (
+    ArgumentError,
+    CollectiveMismatchError,
+    CollectiveTimeoutError,
+    DistributedError,
+    DtypeError,
+    ShapeError,
+)
+
+Arrays = Any  # one per rank: a list, or an array with a leading dimension (size, ...)
+Requests = Iterable[Request]
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backend can do.
+
+    Attributes:
+        devices: the device types whose arrays it carries.
+        several_ranks: whether a group may have more than one rank.
+        overlaps: whether a transfer proceeds while this rank computes.
+    """
+
+    devices: tuple[str, ...]
+    several_ranks: bool
+    overlaps: bool
+
+
+class Communicator(ABC):
+    """A group of ranks.
+
+    Args:
+        rank: this process's rank in the group.
+        ranks: the world rank of each member, in group order.
+        timeout_s: how long a wait may take, in seconds.
+    """
+
+    capabilities: ClassVar[Capabilities]
+
+    def __init__(self, rank: int, ranks: Sequence[int], timeout_s: float) -> None:
+        self.rank = rank
+        self.ranks = tuple(ranks)
+        self.size = len(self.ranks)
+        self.timeout_s = timeout_s
+        self._sequence = 0
+        self._broken: CollectiveTimeoutError | None = None
+
+    # Reductions
+
+    def all_reduce(self, array: Array, op: ReduceOp = ReduceOp.SUM) -> Work:
+        """Reduce ``array`` over the ranks, in place; the same bits on every rank."""
+        plan = reduction(op, array.dtype, self.size)
+
+        def transfer() -> Steps:
+            buffer = plan.stage(array)
+            yield from self._all_reduce(buffer, plan.op)
+            plan.result(buffer, array)
+
+        return self._collective("all_reduce", transfer, array, op=op)
+
+    def reduce(self, array: Array, root: int, op: ReduceOp = ReduceOp.SUM) -> Work:
+        """Reduce ``array`` into the root's, in place; the others' stay as they are."""
+        plan = reduction(op, array.dtype, self.size)
+
+        def transfer() -> Steps:
+            buffer = plan.stage(array)
+            yield from self._reduce(buffer, plan.op, root)
+            if self.rank == root:
+                plan.result(buffer, array)
+
+        return self._collective("reduce", transfer, array, op=op, root=root)
+
+    def reduce_scatter(self, out: Array, arrays: Arrays, op: ReduceOp = ReduceOp.SUM) -> Work:
+        """Reduce ``arrays[r]`` over the ranks into rank r's ``out``."""
+        plan = reduction(op, out.dtype, self.size)
+        self._check_list("reduce_scatter", arrays, out)
+
+        def transfer() -> Steps:
+            packed = plan.stage(_packed(arrays))
+            buffer = np.empty_like(packed, shape=out.shape)
+            yield from self._reduce_scatter(buffer, packed, plan.op)
+            plan.result(buffer, out)
+
+        return self._collective("reduce_scatter", transfer, out, op=op)
+
+    # Movements
+
+    def all_gather(self, outs: Arrays, array: Array, name: str = "all_gather") -> Work:
+        """Bring rank r's ``array`` into every rank's ``outs[r]``."""
+        self._check_list(name, outs, array)
+
+        def transfer() -> Steps:
+            buffer = _room(outs, array, self.size)
+            yield from self._all_gather(buffer, contiguous(array))
+            _unpack(buffer, outs)
+
+        return self._collective(name, transfer, array)
+
+    def gather(self, outs: Arrays | None, array: Array, root: int, name: str = "gather") -> Work:
+        """Bring rank r's ``array`` into the root's ``outs[r]``; the others pass None."""
+        if self.rank == root:
+            self._check_list(name, outs, array)
+
+        def transfer() -> Steps:
+            buffer = None if outs is None else _room(outs, array, self.size)
+            yield from self._gather(buffer, contiguous(array), root)
+            if buffer is not None:
+                _unpack(buffer, outs)
+
+        return self._collective(name, transfer, array, root=root)
+
+    def scatter(self, out: Array, arrays: Arrays | None, root: int, name: str = "scatter") -> Work:
+        """Bring the root's ``arrays[r]`` into rank r's ``out``; the others pass None."""
+        if self.rank == root:
+            self._check_list(name, arrays, out)
+
+        def transfer() -> Steps:
+            buffer = contiguous(out)
+            packed = None if arrays is None else contiguous(_packed(arrays))
+            yield from self._scatter(buffer, packed, root)
+            copy_back(buffer, out)
+
+        return self._collective(name, transfer, out, root=root)
+
+    def broadcast(self, array: Array, root: int, name: str = "broadcast") -> Work:
+        """Bring the root's ``array`` into every rank's, in place."""
+
+        def transfer() -> Steps:
+            buffer = contiguous(array)
+            yield from self._broadcast(buffer, root)
+            copy_back(buffer, array)
+
+        return self._collective(name, transfer, array, root=root)
+
+    def all_to_all(
+        self, out: Array, array: Array, out_rows: Sequence[int], rows: Sequence[int]
+    ) -> Work:
+        """Send the next ``rows[r]`` rows of ``array`` to rank r, receive ``out_rows[r]`` from it.
+
+        The counts of all ranks are compared first, so that counts which do not fit raise on all.
+        """
+        name = "all_to_all"
+        _check_dtype(name, out, array)
+        for which, counts, total in (("input", rows, len(array)), ("output", out_rows, len(out))):
+            if len(counts) != self.size or sum(counts) != total:
+                raise ShapeError(
+                    f"{name}: the {which} has {total} rows, its split sizes are {list(counts)}; "
+                    f"pass {self.size} sizes that sum to {total}"
+                )
+
+        def transfer() -> Steps:
+            plans = np.empty((self.size, 2, self.size), np.int64)
+            yield from self._all_gather(plans, np.array([rows, out_rows], np.int64))
+            self._check_plans(plans[:, 0], plans[:, 1])
+            buffer = contiguous(out)
+            yield from self._all_to_all(buffer, contiguous(array), out_rows, rows)
+            copy_back(buffer, out)
+
+        return self._collective(name, transfer, array[:0])
+
+    # Between two ranks
+
+    def send(self, array: Array, peer: int, tag: int = 0) -> Work:
+        """Send ``array`` to rank ``peer``."""
+        self._check_root("send", peer)
+        call = Call(0, "send", array.shape, dtype_name(array.dtype), root=self.rank)
+        steps = self._send(call.pack(), contiguous(array), peer, tag)
+        return Work(self, call, steps).start(queued=False)
+
+    def recv(self, array: Array, peer: int | None, tag: int = 0) -> Work:
+        """Receive into ``array`` from rank ``peer``, or from any; the result is the sender."""
+        if peer is not None:
+            self._check_root("recv", peer)
+        expected = Call(0, "recv", array.shape, dtype_name(array.dtype), root=self.rank)
+
+        def steps() -> Steps:
+            record, buffer = bytearray(RECORD_BYTES), contiguous(array)
+            yield from self._recv(record, buffer, peer, tag)
+            sent = Call.unpack(record)
+            if sent.payload != expected.payload:
+                raise CollectiveMismatchError(
+                    f"recv: rank {self.ranks[sent.root]} sent {sent.payload}, rank "
+                    f"{self.ranks[self.rank]} expected {expected.payload}; both must pass the same "
+                    "shape and dtype"
+                )
+            copy_back(buffer, array)
+            return sent.root
+
+        return Work(self, expected, steps()).start(queued=False)
+
+    # The group
+
+    def barrier(self, name: str = "barrier", numbers: tuple[int, ...] = ()) -> Work:
+        """Done once every rank has called it with the same numbers: the headers do it all."""
+        return self._collective(name, lambda: (), shape=numbers)
+
+    @abstractmethod
+    def split(self, color: int | None, key: int = 0) -> "Communicator | None":
+        """A group of the ranks with the same ``color``, ordered by ``key``; None for None."""
+
+    def close(self) -> None:
+        """Give back what the group holds, if nothing is under way on it."""
+        return
+
+    # What a backend implements. Arrays are contiguous; packed ones have the shape (size, ...)
+
+    @abstractmethod
+    def _exchange(self, record: bytes, records: bytearray) -> Requests:
+        """All-gather the small ``record``; must not depend on transfers that are under way."""
+
+    @abstractmethod
+    def _all_reduce(self, buffer: Array, op: ReduceOp) -> Requests: ...
+
+    @abstractmethod
+    def _reduce(self, buffer: Array, op: ReduceOp, root: int) -> Requests: ...
+
+    @abstractmethod
+    def _reduce_scatter(self, out: Array, packed: Array, op: ReduceOp) -> Requests: ...
+
+    @abstractmethod
+    def _all_gather(self, packed: Array, array: Array) -> Requests: ...
+
+    @abstractmethod
+    def _gather(self, packed: Array | None, array: Array, root: int) -> Requests: ...
+
+    @abstractmethod
+    def _scatter(self, out: Array, packed: Array | None, root: int) -> Requests: ...
+
+    @abstractmethod
+    def _broadcast(self, buffer: Array, root: int) -> Requests: ...
+
+    @abstractmethod
+    def _all_to_all(
+        self, out: Array, array: Array, out_rows: Sequence[int], rows: Sequence[int]
+    ) -> Requests: ...
+
+    @abstractmethod
+    def _send(self, record: bytes, array: Array, peer: int, tag: int) -> Steps: ...
+
+    @abstractmethod
+    def _recv(self, record: bytearray, array: Array, peer: int | None, tag: int) -> Requests: ...
+
+    def look_around(self, work: Work, announce: bool) -> None:
+        """Called now and then during a long wait: hear from the peers, raise if one has left."""
+        return
+
+    def absent(self, work: Work) -> list[int]:
+        """World ranks that have not been heard to wait in the same call."""
+        return []
+
+    # Checks
+
+    def give_up(self, work: Work, limit_s: float) -> NoReturn:
+        """Raise the report of a wait that took too long."""
+        call, me = work.call, self.ranks[self.rank]
+        where = f"{call.name} on rank {me}"
+        if call.sequence:
+            where = f"{call.name} (call {call.sequence} of its group) on rank {me}"
+        if absent := self.absent(work):
+            told = f"{name_ranks(absent)} did not arrive"
+        elif work.arrived:
+            told = "every rank arrived, but the transfer did not finish"
+        else:
+            told = "the other side did not answer"
+        error = CollectiveTimeoutError(
+            f"{where}: waited {limit_s:g} s; {told}. Look at what those ranks are doing, or pass a "
+            "longer timeout to init_process_group"
+        )
+        if call.sequence:
+            self._broken = error
+        raise error
+
+    def _collective(
+        self,
+        name: str,
+        transfer: Callable[[], Requests],
+        array: Array | None = None,
+        op: ReduceOp | None = None,
+        root: int = -1,
+        shape: tuple[int, ...] = (),
+    ) -> Work:
+        """Start the exchange of headers; ``transfer`` follows once they agree."""
+        if self._broken is not None:
+            raise DistributedError(
+                f"{name}: this process group is out of step since an earlier timeout; start again"
+            ) from self._broken
+        if root >= 0:
+            self._check_root(name, root)
+        self._sequence += 1
+        dtype = ""
+        if array is not None:
+            shape, dtype = array.shape, dtype_name(array.dtype)
+        call = Call(self._sequence, name, shape, dtype, op.name if op else "", root)
+
+        def steps() -> Steps:
+            record = call.pack()
+            records = bytearray(RECORD_BYTES * self.size)
+            yield from self._exchange(record, records)
+            work.arrived = True
+            check_agreement(records, self.ranks)
+            return (yield from transfer())
+
+        work = Work(self, call, steps())
+        return work.start(queued=True)
+
+    def _check_root(self, name: str, root: int) -> None:
+        if not 0 <= root < self.size:
+            raise ArgumentError(f"{name}: rank {root} is not in the group of {self.size} ranks")
+
+    def _check_list(self, name: str, arrays: Arrays | None, like: Array) -> None:
+        if arrays is None or len(arrays) != self.size:
+            got = "none" if arrays is None else len(arrays)
+            raise ArgumentError(f"{name}: got {got} tensors for {self.size} ranks; pass one each")
+        for array in arrays[:1] if isinstance(arrays, np.ndarray) else arrays:
+            _check_dtype(name, array, like)
+            if array.shape != like.shape:
+                raise ShapeError(
+                    f"{name}: a tensor of the list has shape {list(array.shape)}, the other "
+                    f"argument {list(like.shape)}; all must have the same shape"
+                )
+
+    def _check_plans(self, sends: Array, receives: Array) -> None:
+        """Raise unless what rank i sends to j is what j expects from i."""
+        differs = np.argwhere(sends != receives.T)
+        if len(differs):
+            i, j = (int(rank) for rank in differs[0])
+            raise CollectiveMismatchError(
+                f"all_to_all: rank {self.ranks[i]} sends {sends[i, j]} rows to rank "
+                f"{self.ranks[j]}, which expects {receives[j, i]}; the split sizes must agree"
+            )
+
+
+def _check_dtype(name: str, one: Any, other: Any) -> None:
+    if one.dtype != other.dtype:
+        raise DtypeError(
+            f"{name}: got {one.dtype.name} and {other.dtype.name}; pass tensors of one dtype"
+        )
+
+
+def _packed(arrays: Arrays) -> Array:
+    """The arrays as one of shape (size, ...)."""
+    return np.stack(arrays) if isinstance(arrays, list | tuple) else arrays
+
+
+def _room(outs: Arrays, array: Array, size: int) -> Array:
+    """A contiguous array of shape (size, ...) to receive into: ``outs`` itself if it is one."""
+    if isinstance(outs, list | tuple) or not outs.flags.c_contiguous:
+        return np.empty_like(array, shape=(size, *array.shape), order="C")
+    return outs
+
+
+def _unpack(packed: Array, outs: Arrays) -> None:
+    if isinstance(outs, list | tuple):
+        for out, array in zip(outs, packed, strict=True):
+            out[...] = array
+    elif packed is not outs:
+        outs[...] = packed

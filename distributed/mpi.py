@@ -1,0 +1,199 @@
+"""Collectives over MPI, through mpi4py's non-blocking calls.
+
+mpi4py is imported here and nowhere else, when the first group is made. A group holds two MPI
+communicators, so that the headers of later calls never mix with transfers under way. Data moves
+as bytes; only reductions need MPI's types.
+
+Source: MPI 4.1, chapters 6.12 (non-blocking collectives) and 5 (derived datatypes).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+from mpi4py.util.dtlib import to_numpy_dtype
+
+from tensorlib.distributed.call import RECORD_BYTES, Call
+from tensorlib.distributed.communicator import Capabilities, Communicator, Requests
+from tensorlib.distributed.departure import departure
+from tensorlib.distributed.environment import forget_launcher
+from tensorlib.distributed.reduction import Array, ReduceOp, dtype_name
+from tensorlib.distributed.work import Steps, Work, is_busy
+from tensorlib.errors import CollectiveMismatchError, DistributedError
+
+
+def connect(timeout_s: float) -> "MPICommunicator":
+    """The group of all ranks that mpiexec has started."""
+    if not departure.joined:
+        departure.join(MPI.COMM_WORLD, timeout_s)
+        forget_launcher()
+    return MPICommunicator(MPI.COMM_WORLD.Dup(), timeout_s)
+
+
+class MPICommunicator(Communicator):
+    """A group of MPI ranks.
+
+    Args:
+        comm: an mpi4py communicator, which becomes this object's own.
+        timeout_s: how long a wait may take, in seconds.
+    """
+
+    capabilities = Capabilities(devices=("cpu",), several_ranks=True, overlaps=False)
+
+    def __init__(self, comm: MPI.Comm, timeout_s: float) -> None:
+        members, world = comm.Get_group(), MPI.COMM_WORLD.Get_group()
+        ranks = MPI.Group.Translate_ranks(members, None, world)
+        super().__init__(comm.rank, [int(rank) for rank in ranks], timeout_s)
+        self._data, self._headers = comm, comm.Dup()
+        self._announcements: list[MPI.Request] = []
+        self._waiting: dict[int, Call] = {}  # by group rank: the call it was last heard to wait in
+
+    def split(self, color: int | None, key: int = 0) -> "MPICommunicator | None":
+        """A group of the ranks with the same color, ordered by key."""
+        self.barrier("split").wait()  # MPI's own call blocks: not before all are here
+        comm = self._data.Split(MPI.UNDEFINED if color is None else color, key)
+        return None if color is None else MPICommunicator(comm, self.timeout_s)
+
+    def close(self) -> None:
+        """Free the MPI communicators, if nothing is under way on them."""
+        if not MPI.Is_finalized() and not is_busy(self):
+            self._data.Free()
+            self._headers.Free()
+
+    def _exchange(self, record: bytes, records: bytearray) -> Requests:
+        yield self._headers.Iallgather(record, records)
+
+    def _all_reduce(self, buffer: Array, op: ReduceOp) -> Requests:
+        if buffer.dtype.kind == "f" and op in _NAN_AWARE:
+            # The larger of -0.0 and 0.0 is either: only one rank may decide.
+            yield from self._reduce(buffer, op, 0)
+            yield from self._broadcast(buffer, 0)
+        else:
+            yield self._data.Iallreduce(MPI.IN_PLACE, buffer, _operation(op, buffer))
+
+    def _reduce(self, buffer: Array, op: ReduceOp, root: int) -> Requests:
+        operation = _operation(op, buffer)
+        if self.rank == root:
+            yield self._data.Ireduce(MPI.IN_PLACE, buffer, operation, root)
+        else:
+            yield self._data.Ireduce(buffer, None, operation, root)
+
+    def _reduce_scatter(self, out: Array, packed: Array, op: ReduceOp) -> Requests:
+        yield self._data.Ireduce_scatter_block(packed, out, _operation(op, packed))
+
+    def _all_gather(self, packed: Array, array: Array) -> Requests:
+        yield self._data.Iallgather(_bytes(array), _bytes(packed))
+
+    def _gather(self, packed: Array | None, array: Array, root: int) -> Requests:
+        received = None if packed is None else _bytes(packed)
+        yield self._data.Igather(_bytes(array), received, root)
+
+    def _scatter(self, out: Array, packed: Array | None, root: int) -> Requests:
+        sent = None if packed is None else _bytes(packed)
+        yield self._data.Iscatter(sent, _bytes(out), root)
+
+    def _broadcast(self, buffer: Array, root: int) -> Requests:
+        yield self._data.Ibcast(_bytes(buffer), root)
+
+    def _all_to_all(
+        self, out: Array, array: Array, out_rows: Sequence[int], rows: Sequence[int]
+    ) -> Requests:
+        row_bytes = array.itemsize * int(np.prod(array.shape[1:]))
+        sizes = [count * row_bytes for count in rows]
+        out_sizes = [count * row_bytes for count in out_rows]
+        yield self._data.Ialltoallv([_bytes(array), sizes], [_bytes(out), out_sizes])
+
+    def _send(self, record: bytes, array: Array, peer: int, tag: int) -> Steps:
+        with _message(record, array) as message:
+            request = self._data.Isend(message, peer, tag)
+        yield request
+
+    def _recv(self, record: bytearray, array: Array, peer: int | None, tag: int) -> Requests:
+        source = MPI.ANY_SOURCE if peer is None else peer
+        with _message(record, array) as message:
+            request = self._data.Irecv(message, source, tag)
+        try:
+            yield request
+        except MPI.Exception as error:
+            if error.Get_error_class() != MPI.ERR_TRUNCATE:
+                raise
+            raise CollectiveMismatchError(
+                f"recv: rank {self.ranks[self.rank]} expected {dtype_name(array.dtype)}"
+                f"{list(array.shape)}, more arrived; both must pass the same shape and dtype"
+            ) from error
+
+    # A long wait
+
+    def look_around(self, work: Work, announce: bool) -> None:
+        """Tell the peers where this rank waits, hear where they do, raise if one has left."""
+        if announce and work.call.sequence:
+            mine = work.call.pack()
+            others = [rank for rank in range(self.size) if rank != self.rank]
+            self._announcements = [r for r in self._announcements if not r.Test()]
+            self._announcements += [self._headers.Isend(mine, rank) for rank in others]
+        status, record = MPI.Status(), bytearray(RECORD_BYTES)
+        while message := self._headers.Improbe(status=status):
+            message.Recv(record)
+            self._waiting[status.Get_source()] = Call.unpack(record)
+        if gone := [rank for rank in departure.left() if rank in self.ranks]:
+            raise DistributedError(
+                f"{work.call.name}: rank {gone[0]} has ended its script, rank "
+                f"{self.ranks[self.rank]} still waits for it; every rank must make the same calls"
+            )
+
+    def absent(self, work: Work) -> list[int]:
+        """World ranks that have not been heard to wait in the same call."""
+        if work.arrived or not work.call.sequence:
+            return []
+        here = {r for r, call in self._waiting.items() if call.sequence == work.call.sequence}
+        return [self.ranks[r] for r in range(self.size) if r != self.rank and r not in here]
+
+
+def _bytes(array: Array) -> Array:
+    """The memory of a contiguous array of any dtype, as MPI can address it."""
+    return array.reshape(-1).view(np.uint8)
+
+
+@contextmanager
+def _message(record: bytes | bytearray, array: Array) -> Iterator[list[Any]]:
+    """Record and array as one message that needs no copy: a datatype over both addresses."""
+    parts = [memoryview(record), _bytes(array)]
+    datatype = MPI.Datatype.Create_struct(
+        [part.nbytes for part in parts],
+        [MPI.Get_address(part) for part in parts],
+        [MPI.BYTE, MPI.BYTE],
+    ).Commit()
+    yield [MPI.BOTTOM, 1, datatype]
+    datatype.Free()  # MPI keeps it until the message is through
+
+
+def _combining(ufunc: np.ufunc) -> Callable[[Any, Any, MPI.Datatype], None]:
+    def combine(left: Any, right: Any, datatype: MPI.Datatype) -> None:
+        dtype = to_numpy_dtype(datatype)
+        into = np.frombuffer(right, dtype)
+        ufunc(np.frombuffer(left, dtype), into, out=into)
+
+    return combine
+
+
+_OPERATIONS = {
+    ReduceOp.SUM: MPI.SUM,
+    ReduceOp.PRODUCT: MPI.PROD,
+    ReduceOp.MIN: MPI.MIN,
+    ReduceOp.MAX: MPI.MAX,
+    ReduceOp.BAND: MPI.BAND,
+    ReduceOp.BOR: MPI.BOR,
+    ReduceOp.BXOR: MPI.BXOR,
+}
+# MPI's own MIN and MAX drop a NaN or keep it, depending on the order of the ranks.
+_NAN_AWARE = {
+    ReduceOp.MIN: MPI.Op.Create(_combining(np.minimum), commute=True),
+    ReduceOp.MAX: MPI.Op.Create(_combining(np.maximum), commute=True),
+}
+
+
+def _operation(op: ReduceOp, buffer: Array) -> MPI.Op:
+    table = _NAN_AWARE if buffer.dtype.kind == "f" and op in _NAN_AWARE else _OPERATIONS
+    return table[op]

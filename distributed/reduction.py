@@ -1,0 +1,115 @@
+"""Reductions: which operation takes which dtype, and in which dtype it is computed.
+
+float16 and bfloat16 are summed in float32 and rounded once, at the end; booleans are reduced as
+bytes of 0 and 1, where a sum is "any" and a product is "all"; a mean is a sum divided by the
+number of ranks.
+"""
+
+from enum import Enum
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from tensorlib.errors import DtypeError
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+
+
+class ReduceOp(Enum):
+    """The reductions, named as in ``torch.distributed``."""
+
+    SUM = "SUM"
+    AVG = "AVG"
+    PRODUCT = "PRODUCT"
+    MIN = "MIN"
+    MAX = "MAX"
+    BAND = "BAND"
+    BOR = "BOR"
+    BXOR = "BXOR"
+
+
+_BITWISE = (ReduceOp.BAND, ReduceOp.BOR, ReduceOp.BXOR)
+_ORDER = (ReduceOp.MIN, ReduceOp.MAX)
+_ON_BOOL = {  # on bytes that hold 0 or 1
+    ReduceOp.SUM: ReduceOp.BOR,
+    ReduceOp.MAX: ReduceOp.BOR,
+    ReduceOp.BOR: ReduceOp.BOR,
+    ReduceOp.PRODUCT: ReduceOp.BAND,
+    ReduceOp.MIN: ReduceOp.BAND,
+    ReduceOp.BAND: ReduceOp.BAND,
+    ReduceOp.BXOR: ReduceOp.BXOR,
+}
+
+
+@cache
+def dtype_name(dtype: np.dtype) -> str:
+    """``dtype.name``, which NumPy computes anew each time."""
+    return dtype.name
+
+
+@cache
+def reduction(op: ReduceOp, dtype: np.dtype, size: int) -> "Reduction":
+    """How to reduce arrays of ``dtype`` over ``size`` ranks.
+
+    Raises:
+        DtypeError: it cannot be done.
+    """
+    return Reduction(op, dtype, size)
+
+
+class Reduction:
+    """One reduction over ``size`` ranks, as a backend computes it.
+
+    Attributes:
+        op: what the backend computes.
+        dtype: what it computes in.
+    """
+
+    def __init__(self, op: ReduceOp, dtype: np.dtype, size: int) -> None:
+        kind = "f" if dtype.name == "bfloat16" else dtype.kind
+        if kind not in "fciub":
+            raise DtypeError(f"reduction {op.name}: cannot reduce {dtype}; pass numbers")
+        if op is ReduceOp.AVG and kind not in "fc":
+            raise DtypeError(
+                f"reduction AVG: got {dtype}, needs floating point or complex; "
+                "use SUM, or convert the tensor first"
+            )
+        if op in _ORDER and kind == "c":
+            raise DtypeError(f"reduction {op.name}: {dtype} numbers have no order; use SUM")
+        if op in _BITWISE and kind not in "iub":
+            raise DtypeError(f"reduction {op.name}: got {dtype}, needs integers or bool")
+        self.dtype, self.op = dtype, op
+        self._divisor = 1
+        if kind == "b":
+            self.dtype, self.op = np.dtype(np.uint8), _ON_BOOL[op]
+        elif dtype.itemsize == 2 and kind == "f":
+            self.dtype = np.dtype(np.float32)
+        if op is ReduceOp.AVG:
+            self.op, self._divisor = ReduceOp.SUM, size
+
+    def stage(self, array: Array) -> Array:
+        """``array`` contiguous and in the reduction's dtype, shared with ``array`` if it can be."""
+        array = contiguous(array)
+        if array.dtype == np.bool_:
+            return array.view(np.uint8)
+        return array.astype(self.dtype, copy=False)
+
+    def result(self, buffer: Array, out: Array) -> None:
+        """Finish the reduced ``buffer`` (in place) and bring it into ``out``."""
+        if self._divisor != 1:
+            buffer /= self._divisor
+        if out.dtype == np.bool_:
+            buffer = buffer.view(np.bool_)
+        copy_back(buffer, out)
+
+
+def contiguous(array: Array) -> Array:
+    """``array`` itself if it is C-contiguous, else a copy that is."""
+    return array if array.flags.c_contiguous else array.copy(order="C")
+
+
+def copy_back(buffer: Array, out: Array) -> None:
+    """Bring ``buffer`` into ``out`` unless it is the same memory already."""
+    if not np.may_share_memory(buffer, out):
+        out[...] = buffer.astype(out.dtype, copy=False)

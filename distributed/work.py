@@ -1,0 +1,181 @@
+"""A collective under way, and the progress of all that are.
+
+A blocking MPI call cannot raise, so every collective is a generator that starts non-blocking
+requests and yields each one until it is done::
+
+    exchange headers ──▶ compare ──▶ transfer ──▶ copy out
+         yield                         yield
+
+The headers leave as soon as the collective is called. The transfers of one communicator run one
+after the other in the order of the calls: MPI requires the same order on every rank, and only the
+order of the calls is the same everywhere. Whoever waits moves all communicators forward, since a
+peer may need this rank's part of another group's collective first. Python code drives all of it,
+from one thread.
+"""
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tensorlib.distributed.call import Call
+
+if TYPE_CHECKING:
+    from tensorlib.distributed.communicator import Communicator
+
+
+class Request(Protocol):
+    """What a backend waits for: ``mpi4py.MPI.Request`` and anything like it."""
+
+    def Test(self) -> bool:
+        """Move forward; True once done."""
+        ...
+
+
+Steps = Generator[Request, None, Any]
+
+_SPIN_S = 0.1  # a wait that is longer sleeps between looks, so that an idle rank leaves its core
+_NAP_S = 50e-6
+
+_collectives: "dict[Communicator, deque[Work]]" = {}
+_messages: "list[Work]" = []  # kept here until they are through, also if nobody waits for them
+
+
+class Work:
+    """A collective that has been started.
+
+    Attributes:
+        call: what was called.
+        communicator: where.
+        arrived: True once every rank has been seen to call it too.
+        result: what the collective returned, if anything.
+    """
+
+    def __init__(self, communicator: "Communicator", call: Call, steps: Steps) -> None:
+        self.call = call
+        self.arrived = False
+        self.result: Any = None
+        self.communicator = communicator
+        self._steps = steps
+        self._request: Request | None = None
+        self._error: BaseException | None = None
+        self._done = False
+        self._callbacks: list[Callable[[], None]] = []
+
+    def then(self, callback: Callable[[], None]) -> "Work":
+        """Have ``callback`` called once this has ended well: now, if it has."""
+        if self._done and self._error is None:
+            callback()
+        else:
+            self._callbacks.append(callback)
+        return self
+
+    def start(self, queued: bool) -> "Work":
+        """Start the first request; ``queued`` transfers keep the order of the calls."""
+        self._resume()
+        if queued:
+            _collectives.setdefault(self.communicator, deque()).append(self)
+        else:
+            _messages.append(self)
+        progress()
+        return self
+
+    def wait(self, timeout: timedelta | None = None) -> bool:
+        """Wait for the result to be there.
+
+        Args:
+            timeout: how long at most; None or zero: the process group's timeout.
+
+        Returns:
+            True.
+
+        Raises:
+            CollectiveTimeoutError: it took longer.
+            CollectiveMismatchError: the ranks called different things.
+        """
+        if not self.is_completed():
+            limit_s = timeout.total_seconds() if timeout else self.communicator.timeout_s
+            self._wait(limit_s)
+        if self._error is not None:
+            raise self._error
+        return True
+
+    def is_completed(self) -> bool:
+        """Whether it has ended, well or badly; moves everything forward, waits for nothing."""
+        progress()
+        return self._done
+
+    def is_success(self) -> bool:
+        """Whether it has ended well."""
+        return self.is_completed() and self._error is None
+
+    def exception(self) -> BaseException | None:
+        """The error it ended with, if any."""
+        return self._error
+
+    def advance(self) -> bool:
+        """Run as far as nothing has to be waited for; True once ended."""
+        while not self._done:
+            assert self._request is not None
+            try:
+                if not self._request.Test():
+                    return False
+            except Exception as error:
+                self._resume(error)
+            else:
+                self._resume()
+        return True
+
+    def _resume(self, error: Exception | None = None) -> None:
+        """Run to the next request, or to the end."""
+        try:
+            self._request = self._steps.throw(error) if error else next(self._steps)
+        except StopIteration as stop:
+            self.result, self._done = stop.value, True
+            for callback in self._callbacks:
+                callback()
+        except Exception as failure:
+            self._error, self._done = failure, True
+
+    def _wait(self, limit_s: float) -> None:
+        start = time.monotonic()
+        # A slow wait is announced to the peers, so that a timeout can say who is missing.
+        look_s = announce_s = min(1.0, limit_s / 4)
+        while not self.is_completed():
+            waited_s = time.monotonic() - start
+            if waited_s >= limit_s:
+                self.communicator.give_up(self._blocker(), limit_s)
+            if waited_s >= look_s:
+                first = look_s == announce_s
+                self.communicator.look_around(self._blocker(), announce=first)
+                look_s = waited_s + 0.05
+            if waited_s < _SPIN_S:
+                os.sched_yield()
+            else:
+                time.sleep(_NAP_S)
+
+    def _blocker(self) -> "Work":
+        """The collective that this one queues behind, or itself."""
+        queue = _collectives.get(self.communicator) or [self]
+        return queue[0] if self in queue else self
+
+
+def progress() -> None:
+    """Move everything that is under way in this process forward, without waiting."""
+    for communicator, queue in list(_collectives.items()):
+        while queue and queue[0].advance():
+            queue.popleft()
+        if not queue:
+            _collectives.pop(communicator, None)
+    if _messages:
+        _messages[:] = [work for work in _messages if not work.advance()]
+
+
+def is_busy(communicator: "Communicator") -> bool:
+    """Whether something is under way on a communicator."""
+    progress()
+    return communicator in _collectives or any(
+        work.communicator is communicator for work in _messages
+    )

@@ -1,0 +1,82 @@
+"""Ranks for the tests: the world under mpiexec, and a way to start mpiexec from a plain test.
+
+A test marked ``mpi`` runs on every rank at once::
+
+    mpiexec -n 2 python -m pytest --with-mpi tests/distributed
+
+Plain ``pytest`` skips these and runs ``test_under_mpiexec.py``, which starts just that.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tensorlib.distributed as dist
+from tensorlib.distributed.communicator import Communicator
+from tensorlib.errors import LaunchError
+from tensorlib.launch.mpi import command, find_mpi, mpiexec_environ
+
+ROOT = Path(__file__).parents[2]
+RunProcess = Callable[..., CompletedProcess[str]]
+RunRanks = Callable[..., CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def world() -> Iterator[Communicator]:
+    """The communicator of all ranks, under the default process group."""
+    dist.init_process_group(timeout=timedelta(seconds=20))
+    yield dist.group.WORLD.communicator
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def random(world: Communicator) -> np.random.Generator:
+    """Random numbers that differ from rank to rank."""
+    return np.random.default_rng(100 + world.rank)
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A process group of this process alone, without MPI."""
+    dist.init_process_group()
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def run_ranks(run_process: RunProcess, tmp_path: Path) -> RunRanks:
+    """Start a program on several ranks under the installed MPI, bounded in time."""
+    pytest.importorskip("mpi4py", reason="needs mpi4py: pip install 'tensorlib[mpi]'")
+    try:
+        mpi = find_mpi()
+    except LaunchError as error:
+        pytest.skip(str(error))
+
+    def run(size: int, program: Sequence[Any], timeout_s: float = 60) -> CompletedProcess[str]:
+        environ = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        return run_process(
+            command(mpi, size, [sys.executable, *map(str, program)]),
+            env=mpiexec_environ(mpi, environ, str(tmp_path)),
+            cwd=ROOT,
+            timeout_s=timeout_s,
+        )
+
+    return run
+
+
+@pytest.fixture
+def run_script(run_ranks: RunRanks, tmp_path: Path) -> RunRanks:
+    """Start a script, given as text, on several ranks."""
+
+    def run(size: int, text: str, timeout_s: float = 30) -> CompletedProcess[str]:
+        script = tmp_path / "script.py"
+        script.write_text(text, encoding="utf-8")
+        return run_ranks(size, [script], timeout_s)
+
+    return run
