@@ -45,13 +45,9 @@ class Capabilities:
 
     Attributes:
         devices: the device types whose arrays it carries.
-        several_ranks: whether a group may have more than one rank.
-        overlaps: whether a transfer proceeds while this rank computes.
     """
 
     devices: tuple[str, ...]
-    several_ranks: bool
-    overlaps: bool
 
 
 class Communicator(ABC):

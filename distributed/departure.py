@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tensorlib.distributed.environment import misses_early_exit, mpi_is_running
+from tensorlib.distributed.work import progress
 from tensorlib.errors import CollectiveTimeoutError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Departure:
         self._comm: MPI.Intracomm | None = None
         self._pid = os.getpid()
         self._said_goodbye = False
-        self._left: set[int] = set()
+        self._left: dict[int, float] = {}
         self._previous_hook = sys.excepthook
 
     @property
@@ -67,13 +68,13 @@ class Departure:
         self._comm = world.Dup()
         atexit.register(self._leave, _ENDED_S, _TELL_S)
 
-    def left(self) -> set[int]:
-        """World ranks that have ended their script while others were still at work."""
+    def left(self) -> dict[int, float]:
+        """World ranks that have ended while others were still at work: when that was heard."""
         if self._comm is not None:
             status, nothing = sys.modules["mpi4py.MPI"].Status(), bytearray(1)
             while message := self._comm.Improbe(status=status):
                 message.Recv(nothing)
-                self._left.add(status.Get_source())
+                self._left[status.Get_source()] = time.monotonic()
         return self._left
 
     def _on_exception(
@@ -114,6 +115,7 @@ def _all_here(comm: "MPI.Intracomm", limit_s: float, tell_s: float = _NEVER_S) -
     barrier = comm.Ibarrier()
     told: list[Any] = []
     while not barrier.Test():
+        progress()  # a peer may still need this rank's part of a call that nobody waited for here
         waited_s = time.monotonic() - start
         if waited_s > limit_s:
             return False

@@ -7,6 +7,7 @@ as bytes; only reductions need MPI's types.
 Source: MPI 4.1, chapters 6.12 (non-blocking collectives) and 5 (derived datatypes).
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,8 @@ from tensorlib.distributed.environment import forget_launcher
 from tensorlib.distributed.reduction import Array, ReduceOp, dtype_name
 from tensorlib.distributed.work import Steps, Work, is_busy
 from tensorlib.errors import CollectiveMismatchError, DistributedError
+
+_LAST_MESSAGE_S = 3.0  # what a rank has sent before it ended may still be on its way
 
 
 def connect(timeout_s: float) -> "MPICommunicator":
@@ -40,7 +43,7 @@ class MPICommunicator(Communicator):
         timeout_s: how long a wait may take, in seconds.
     """
 
-    capabilities = Capabilities(devices=("cpu",), several_ranks=True, overlaps=False)
+    capabilities = Capabilities(devices=("cpu",))
 
     def __init__(self, comm: MPI.Comm, timeout_s: float) -> None:
         members, world = comm.Get_group(), MPI.COMM_WORLD.Get_group()
@@ -137,11 +140,17 @@ class MPICommunicator(Communicator):
         while message := self._headers.Improbe(status=status):
             message.Recv(record)
             self._waiting[status.Get_source()] = Call.unpack(record)
-        if gone := [rank for rank in departure.left() if rank in self.ranks]:
-            raise DistributedError(
-                f"{work.call.name}: rank {gone[0]} has ended its script, rank "
-                f"{self.ranks[self.rank]} still waits for it; every rank must make the same calls"
-            )
+        if not work.arrived:
+            self._check_left(work.call, 0.0 if work.call.sequence else _LAST_MESSAGE_S)
+
+    def _check_left(self, call: Call, grace_s: float) -> None:
+        """Raise if a rank that has not come has ended its script, at least ``grace_s`` ago."""
+        for rank, heard in departure.left().items():
+            if rank in self.ranks and time.monotonic() - heard >= grace_s:
+                raise DistributedError(
+                    f"{call.name}: rank {rank} has ended its script, rank {self.ranks[self.rank]} "
+                    "still waits for it; every rank must make the same calls"
+                )
 
     def absent(self, work: Work) -> list[int]:
         """World ranks that have not been heard to wait in the same call."""

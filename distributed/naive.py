@@ -27,7 +27,7 @@ _UFUNCS = {
 class NaiveCommunicator(Communicator):
     """A group over an mpi4py communicator, through nothing but its pickled ``allgather``."""
 
-    capabilities = Capabilities(devices=("cpu",), several_ranks=True, overlaps=False)
+    capabilities = Capabilities(devices=("cpu",))
 
     def __init__(self, comm: Any, ranks: Sequence[int] | None = None) -> None:
         super().__init__(comm.rank, ranks or range(comm.size), timeout_s=60.0)

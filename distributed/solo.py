@@ -14,7 +14,7 @@ class SoloCommunicator(Communicator):
         timeout_s: kept for the groups made from this one; nothing here ever waits.
     """
 
-    capabilities = Capabilities(devices=("cpu", "cuda"), several_ranks=False, overlaps=False)
+    capabilities = Capabilities(devices=("cpu", "cuda"))
 
     def __init__(self, timeout_s: float) -> None:
         super().__init__(0, (0,), timeout_s)

@@ -8,7 +8,7 @@ which catches ``RuntimeError`` or ``ValueError`` keeps working::
     ├── DtypeError                 (RuntimeError)  a dtype that the operation cannot take
     ├── DeviceError                (RuntimeError)  mixed devices, or a device that is not there
     ├── AutogradError              (RuntimeError)  the graph, backward, in-place edits
-    ├── ArgumentError              (ValueError)    a value out of its range
+    ├── ArgumentError  (RuntimeError, ValueError)  a value out of its range
     ├── ArgumentTypeError          (TypeError)     a value of the wrong kind
     ├── DimensionError             (IndexError)    a dimension or index out of range
     ├── StateDictError             (RuntimeError)  keys or shapes that do not match the module
@@ -43,7 +43,7 @@ class AutogradError(TensorlibError, RuntimeError):
     """A graph that cannot be differentiated: freed, stale, or edited in place."""
 
 
-class ArgumentError(TensorlibError, ValueError):
+class ArgumentError(TensorlibError, RuntimeError, ValueError):
     """A value out of its range."""
 
 

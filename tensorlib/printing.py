@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .backend import get_backend
-from .dtypes import as_dtype, get_default_dtype
+from .dtypes import bool_, get_default_dtype, int64
 from .errors import ArgumentError
 
 
@@ -66,43 +66,44 @@ def set_printoptions(
 
 
 class _Formatter:
-    """One format for all numbers of a tensor: integers, fixed point or scientific, all equally wide."""
+    """One format for all numbers of a tensor: integers, fixed point or scientific, all equally wide.
+
+    As in torch the width is that of the widest finite number other than 0.
+    """
 
     def __init__(self, values: Any) -> None:
         self.kind = values.dtype.kind
-        self.integral = self.scientific = False
+        self.integral, self.scientific, self.width = True, False, 1
         if self.kind in "biu":
             self.width = max((len(str(v)) for v in values.reshape(-1).tolist()), default=1)
             return
-        finite = np.abs(values[np.isfinite(values) & (values != 0)]).astype(np.float64)
+        finite = values[np.isfinite(values) & (values != 0)].astype(np.float64)
         if finite.size:
-            low, high = float(finite.min()), float(finite.max())
             self.integral = bool((finite == np.ceil(finite)).all())
-            if self.integral:
-                self.scientific = (high / low > 1000.0 and high > 1e8) or high > 1e8
-            else:
-                self.scientific = high / low > 1000.0 or high > 1e8 or low < 1e-4
-        if _options.sci_mode is not None:
-            self.scientific = _options.sci_mode
-        self.width = 0
-        self.width = max((len(self(v)) for v in values.reshape(-1).tolist()), default=1)
+            self.scientific = _needs_exponents(np.abs(finite))
+            self.width = max(len(self(v)) for v in finite.tolist())
 
     def __call__(self, value: Any) -> str:
         if self.kind in "biu":
             text = str(value)
-        elif not math.isfinite(value):
-            text = "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
         elif self.scientific:
             text = f"{value:.{_options.precision}e}"
         elif self.integral:
-            text = f"{value:.0f}."
+            text = f"{value:.0f}" + ("." if math.isfinite(value) else "")
         else:
             text = f"{value:.{_options.precision}f}"
         return text.rjust(self.width)
 
 
-def _shown(array: Any) -> Any:
-    """The corner elements that a summarized tensor shows."""
+def _needs_exponents(sizes: Any) -> bool:
+    if _options.sci_mode is not None:
+        return _options.sci_mode
+    low, high = float(sizes.min()), float(sizes.max())
+    return high / low > 1000.0 or high > 1e8 or low < 1e-4
+
+
+def _corners(array: Any) -> Any:
+    """The elements that a summarized tensor shows."""
     edge = _options.edgeitems
     for axis, n in enumerate(array.shape):
         if n > 2 * edge:
@@ -113,17 +114,17 @@ def _shown(array: Any) -> Any:
 def _number(value: Any, formats: tuple[_Formatter, ...]) -> str:
     if len(formats) == 1:
         return formats[0](value)
-    imaginary = formats[1](value.imag).strip()
+    imaginary = formats[1](value.imag).lstrip()
     sign = "" if imaginary.startswith("-") else "+"
     return f"{formats[0](value.real)}{sign}{imaginary}j"
 
 
 def _vector(array: Any, formats: tuple[_Formatter, ...], indent: int, summarize: bool) -> str:
-    edge = _options.edgeitems
-    items = [_number(v, formats) for v in array.tolist()] if not summarize or len(array) <= 2 * edge else [
-        *(_number(v, formats) for v in array[:edge].tolist()), "...", *(_number(v, formats) for v in array[-edge:].tolist())
-    ]  # fmt: skip
-    width = max((len(i) for i in items if i != "..."), default=1) + 2
+    shown = _corners(array) if summarize else array
+    items = [_number(v, formats) for v in shown.tolist()]
+    if len(items) < len(array):
+        items.insert(_options.edgeitems, " ...")
+    width = sum(f.width for f in formats) + len(formats) + 1  # with the comma, a space, and the j
     per_line = max(1, (_options.linewidth - indent) // width)
     lines = [", ".join(items[i : i + per_line]) for i in range(0, len(items), per_line)]
     return "[" + (",\n" + " " * (indent + 1)).join(lines) + "]"
@@ -134,51 +135,58 @@ def _nested(array: Any, formats: tuple[_Formatter, ...], indent: int, summarize:
         return _number(array.item(), formats)
     if array.ndim == 1:
         return _vector(array, formats, indent, summarize)
-    edge = _options.edgeitems
-    rows = list(array)
-    parts = [_nested(r, formats, indent + 1, summarize) for r in (rows if not summarize or len(rows) <= 2 * edge else
-                                                                   rows[:edge] + rows[-edge:])]  # fmt: skip
-    if summarize and len(rows) > 2 * edge:
+    edge, rows = _options.edgeitems, list(array)
+    short = summarize and len(rows) > 2 * edge
+    parts = [
+        _nested(row, formats, indent + 1, summarize)
+        for row in (rows[:edge] + rows[-edge:] if short else rows)
+    ]
+    if short:
         parts.insert(edge, "...")
     gap = "," + "\n" * (array.ndim - 1) + " " * (indent + 1)
     return "[" + gap.join(parts) + "]"
 
 
-def format_tensor(t: Any) -> str:
-    """``tensor([[1., 2.]], requires_grad=True)`` and its like."""
-    array = get_backend(t._array).to_host(t._array)
+def _body(array: Any, indent: int) -> str:
+    """The numbers in brackets."""
     if array.dtype.kind == "V":
         array = array.astype(np.float32)
-    name = type(t).__name__ if type(t).__name__ == "Parameter" else "tensor"
-    prefix = "tensor("
-    suffixes = []
-    if t.is_cuda:
-        suffixes.append(f"device='{t.device}'")
-    kind = as_dtype(t._array.dtype)
-    plain = kind in (get_default_dtype(), get_default_dtype().to_complex()) or kind.name in (
-        "int64",
-        "bool",
-    )
-    if array.size == 0:
-        if array.ndim != 1:
-            suffixes.append(f"size={tuple(array.shape)}")
-        body = "[]"
-        plain = kind is get_default_dtype()
+    summarize = array.size > _options.threshold
+    shown = _corners(array) if summarize else array
+    parts = (shown.real, shown.imag) if array.dtype.kind == "c" else (shown,)
+    return _nested(array, tuple(_Formatter(p) for p in parts), indent, summarize)
+
+
+def _suffixes(t: Any) -> list[str]:
+    """What follows the numbers: what is not the default."""
+    found = [f"device='{t.device}'"] if t.is_cuda else []
+    plain: tuple[Any, ...] = (get_default_dtype(),)
+    if not t.numel():
+        if t.ndim != 1:
+            found.append(f"size={tuple(t.shape)}")
     else:
-        summarize = array.size > _options.threshold
-        shown = _shown(array) if summarize else array
-        parts = (shown.real, shown.imag) if array.dtype.kind == "c" else (shown,)
-        formats = tuple(_Formatter(p) for p in parts)
-        body = _nested(array, formats, len(prefix), summarize)
-    if not plain:
-        suffixes.append(f"dtype={kind!r}")
+        plain = (*plain, get_default_dtype().to_complex(), int64, bool_)
+    if t.dtype not in plain:
+        found.append(f"dtype={t.dtype!r}")
     if t.grad_fn is not None:
-        suffixes.append(f"grad_fn=<{t.grad_fn.name()}>")
+        found.append(f"grad_fn=<{t.grad_fn.name()}>")
     elif t.requires_grad:
-        suffixes.append("requires_grad=True")
-    text = prefix + body
-    for s in suffixes:
-        last = len(text) - text.rfind("\n") - 1
-        text += (",\n" + " " * len(prefix) if last + len(s) + 3 > _options.linewidth else ", ") + s
+        found.append("requires_grad=True")
+    return found
+
+
+def format_tensor(t: Any) -> str:
+    """``tensor([[1., 2.]], requires_grad=True)`` and its like."""
+    prefix = "tensor("
+    array = get_backend(t._array).to_host(t._array)
+    text = prefix + (_body(array, len(prefix)) if array.size else "[]")
+    used = len(text) - text.rfind("\n") + 1  # characters of the last line, as torch counts them
+    for suffix in _suffixes(t):
+        if used + len(suffix) + 2 > _options.linewidth:
+            text += ",\n" + " " * len(prefix) + suffix
+            used = len(prefix) + len(suffix)
+        else:
+            text += ", " + suffix
+            used += len(suffix) + 2
     text += ")"
-    return f"{name} containing:\n{text}" if name == "Parameter" else text
+    return f"Parameter containing:\n{text}" if type(t).__name__ == "Parameter" else text

@@ -16,7 +16,7 @@ from .autograd.primitive import primitive, write_out
 from .backend import default_device, get_backend, philox
 from .device import CPU, device
 from .dtypes import HALF, as_dtype, float32, get_default_dtype, int64
-from .errors import ArgumentError, ArgumentTypeError, DimensionError
+from .errors import ArgumentError, ArgumentTypeError, ShapeError
 from .ops.shaping import shape_of
 
 _SEED_MASK = 0xFFFFFFFFFFFFFFFF
@@ -181,7 +181,7 @@ def _draw(
 ) -> Any:
     """Run a random primitive at the generator's position."""
     if any(n < 0 for n in shape):
-        raise DimensionError(f"{p.name}: shape {list(shape)} has a negative size")
+        raise ShapeError(f"{p.name}: shape {list(shape)} has a negative size")
     where = default_device() if device_ is None else device(device_)
     get_backend(where)
     g = generator if generator is not None else default_generator

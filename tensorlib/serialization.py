@@ -24,7 +24,7 @@ _SAFE = {
     ("numpy", "ndarray"), ("numpy", "dtype"), ("numpy.core.multiarray", "_reconstruct"), ("numpy.core.multiarray", "scalar"),
     ("numpy._core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "scalar"), ("numpy._core.numeric", "_frombuffer"),
     ("numpy.core.numeric", "_frombuffer"), ("ml_dtypes", "bfloat16"), ("pathlib", "PosixPath"),
-    ("tensorlib.tensor", "_rebuild"), ("tensorlib.tensor", "Tensor"), ("tensorlib.tensor", "Size"),
+    ("tensorlib.conversion", "_rebuild"), ("tensorlib.tensor", "Tensor"), ("tensorlib.tensor", "Size"),
     ("tensorlib.nn.state_dict", "StateDict"), ("tensorlib.nn.parameter", "Parameter"), ("tensorlib.nn.parameter", "Buffer"),
     ("tensorlib.dtypes", "_by_name"), ("tensorlib.device", "device"),
 }  # fmt: skip
@@ -45,10 +45,10 @@ class _Unpickler(pickle.Unpickler):
                 "weights_only=False"
             )
         found = super().find_class(module, name)
-        return self._rebuild if (module, name) == ("tensorlib.tensor", "_rebuild") else found
+        return self._rebuild if (module, name) == ("tensorlib.conversion", "_rebuild") else found
 
     def _rebuild(self, cls: Any, host: Any, where: str, *rest: Any) -> Any:
-        from .tensor import _rebuild
+        from .conversion import _rebuild
 
         moved = self.map_location
         if isinstance(moved, dict):
@@ -76,7 +76,9 @@ def save(obj: Any, f: Any, pickle_module: Any = None, pickle_protocol: int = 5) 
         pickle.dump(obj, f, protocol=pickle_protocol)
         return
     path = os.path.abspath(os.fspath(f))
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=os.path.basename(path) + ".")
+    handle, temporary = tempfile.mkstemp(
+        dir=os.path.dirname(path), prefix=os.path.basename(path) + "."
+    )
     try:
         with os.fdopen(handle, "wb") as file:
             os.fchmod(file.fileno(), 0o666 & ~_umask())
@@ -96,7 +98,14 @@ def _umask() -> int:
     return mask
 
 
-def load(f: Any, map_location: Any = None, pickle_module: Any = None, *, weights_only: bool = True, **ignored: Any) -> Any:
+def load(
+    f: Any,
+    map_location: Any = None,
+    pickle_module: Any = None,
+    *,
+    weights_only: bool = True,
+    **ignored: Any,
+) -> Any:
     """Read what `save` wrote.
 
     Args:
@@ -122,6 +131,6 @@ def _read(file: Any, map_location: Any, weights_only: bool, name: Any) -> Any:
     try:
         return _Unpickler(file, weights_only, map_location).load()
     except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError) as error:
-        raise SerializationError(f"load: {name} is damaged or cut short ({error}); save it again") from error
-
-
+        raise SerializationError(
+            f"load: {name} is damaged or cut short ({error}); save it again"
+        ) from error

@@ -16,7 +16,7 @@ from ..backend.quiet import QUIET, reset_error_state, set_error_state
 from ..dtypes import as_dtype, can_cast
 from ..errors import AutogradError, DtypeError, ShapeError
 from .core import RETAIN, Node, TensorBase, refresh, state, wrap
-from .primitive import IDENTITY_RULES, INPUT, PRIMITIVES, Primitive
+from .primitive import CONSTANT_RULES, IDENTITY_RULES, INPUT, PRIMITIVES, Primitive
 
 
 def check_writable(t: Any, name: str, recorded: bool = False) -> None:
@@ -71,7 +71,7 @@ def rebase(t: Any, node: Node | None) -> None:
     view = t._view
     if view is None:
         if node is None and t._rg:
-            node = Node(IDENTITY_RULES, (), (), (), t._array.shape, t._array.dtype)
+            node = Node(CONSTANT_RULES, (), (), (), t._array.shape, t._array.dtype)
         _set_history(t, node)
         return
     base = view.base

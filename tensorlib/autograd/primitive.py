@@ -381,7 +381,7 @@ class ComplexRules(Rules):
 class OutputRules:
     """Passes the gradient of one output of several on to the operation's node."""
 
-    name, fresh, keeps_arrays, wanted = "output", False, False, (0,)
+    name, fresh, keeps_arrays = "output", False, False
 
     def run(self, saved: Any, g: Any) -> tuple[Any]:
         """The gradient as it is; the engine files it under ``node.index``."""
@@ -402,6 +402,23 @@ class IdentityRules(OutputRules):
 
 
 IDENTITY_RULES = IdentityRules()
+
+
+class ConstantRules(OutputRules):
+    """The end of the graph where a constant was written over a value."""
+
+    name = "constant"
+
+    def run(self, saved: Any, g: Any) -> tuple[Any, ...]:
+        """Nothing."""
+        return ()
+
+    def run_tensors(self, node: Node, g: Any) -> tuple[Any, ...]:
+        """Nothing."""
+        return ()
+
+
+CONSTANT_RULES = ConstantRules()
 
 
 def _alias(array: Any, edge: Any) -> Any:

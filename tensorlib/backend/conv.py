@@ -164,18 +164,18 @@ def convolve_weight(
 def windows_to_columns(
     b: Any, x: Any, kernel: Sizes, stride: Sizes, padding: Pairs, dilation: Sizes
 ) -> Any:
-    """The windows of images as columns: (N, C, *sizes) -> (N, C * elements of the kernel, windows)."""
+    """The windows of images as columns: (N, C, *sizes) -> (N, C * kernel elements, windows)."""
     axes = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
     windows = tuple(count(*axis) for axis in axes)
     found = view(b, pad(b, x, padding), windows, kernel, stride, dilation)
     shape = (x.shape[0], x.shape[1] * math.prod(kernel), math.prod(windows))
-    return b.ascontiguousarray(b.moveaxis(found, 1 + len(kernel), 0)).reshape(shape)
+    return b.moveaxis(found, 1 + len(kernel), 0).copy().reshape(shape)
 
 
 def columns_to_windows(
     b: Any, y: Any, shape: Sizes, kernel: Sizes, stride: Sizes, padding: Pairs, dilation: Sizes
 ) -> Any:
-    """The adjoint: columns added back to images of spatial sizes `shape`, overlapping elements summed."""
+    """The adjoint: columns added back to images of spatial sizes `shape`, overlaps summed."""
     dtype, y = y.dtype, _wide(y)
     axes = zip(shape, kernel, stride, padding, dilation, strict=True)
     windows = tuple(count(*axis) for axis in axes)

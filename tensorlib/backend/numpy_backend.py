@@ -46,13 +46,19 @@ class NumpyBackend(Backend):
         np.add.at(out, index, values)
 
     def add_rows(self, out: Any, index: Any, rows: Any) -> None:
-        """``out[index[i]] += rows[i]``: rows sorted by index and summed in runs, in their order."""
+        """``out[index[i]] += rows[i]``: summed in order by a sparse matrix product."""
         if index.size == 0:
             return
+        from scipy.sparse import csr_array
+
         order = np.argsort(index, kind="stable")
         found = index[order]
         starts = np.flatnonzero(np.concatenate([[True], found[1:] != found[:-1]]))
-        out[found[starts]] += np.add.reduceat(rows[order], starts, axis=0)
+        wide = np.promote_types(rows.dtype, np.float32)
+        # Row i of this matrix has ones where the index is the i-th distinct one.
+        places = (np.ones(len(order), wide), order, np.append(starts, len(order)))
+        sums = csr_array(places, shape=(len(starts), len(order))) @ rows.astype(wide, copy=False)
+        out[found[starts]] += sums.astype(out.dtype, copy=False)
 
 
 NUMPY = NumpyBackend()

@@ -17,14 +17,11 @@ _LOW = 0xFFFFFFFF
 _CHUNK = 1 << 14  # blocks worked on at a time, so that the temporaries stay in cache
 
 
-def _blocks(xp: Any, seed: int, first: int, count: int) -> Any:
-    """`count` blocks from number `first`: an array (count, 4) of uint32."""
-    index = xp.arange(count, dtype=xp.uint64) + xp.uint64(first & 0xFFFFFFFFFFFFFFFF)
+def rounds(xp: Any, counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> Any:
+    """The blocks of four counter words (arrays of uint64) under a key: an array (count, 4) of uint32."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
     low, shift = xp.uint64(_LOW), xp.uint64(32)
-    c0, c1 = index & low, index >> shift
-    c2 = xp.zeros(count, xp.uint64)
-    c3 = xp.zeros(count, xp.uint64)
-    k0, k1 = seed & _LOW, (seed >> 32) & _LOW
     m0, m1 = xp.uint64(_M0), xp.uint64(_M1)
     for _ in range(10):
         p0, p1 = c0 * m0, c2 * m1
@@ -32,6 +29,14 @@ def _blocks(xp: Any, seed: int, first: int, count: int) -> Any:
         c2, c3 = (p0 >> shift) ^ c3 ^ xp.uint64(k1), p0 & low
         k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
     return xp.stack([c0, c1, c2, c3], axis=1).astype(xp.uint32)
+
+
+def _blocks(xp: Any, seed: int, first: int, count: int) -> Any:
+    """`count` blocks of stream `seed` from number `first`."""
+    index = xp.arange(count, dtype=xp.uint64) + xp.uint64(first & 0xFFFFFFFFFFFFFFFF)
+    none = xp.zeros(count, xp.uint64)
+    counter = (index & xp.uint64(_LOW), index >> xp.uint64(32), none, none)
+    return rounds(xp, counter, (seed & _LOW, (seed >> 32) & _LOW))
 
 
 def words(xp: Any, seed: int, offset: int, count: int) -> Any:

@@ -42,7 +42,7 @@ def tap(
 def taps(
     sizes: Sizes, windows: Sizes, kernel: Sizes, stride: Sizes, before: Sizes, dilation: Sizes
 ) -> Iterator[tuple[int, Sizes, tuple[slice, ...], tuple[slice, ...]]]:
-    """For each element of the kernel: its number, its offset, what it reads, and for which windows."""
+    """For each element of the kernel: its number, offset, what it reads, and for which windows."""
     axes = [
         [tap(n, w, k, s, a, d) for k in range(size)]
         for n, w, size, s, a, d in zip(

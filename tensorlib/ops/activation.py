@@ -1,6 +1,6 @@
 """Activations with rules of their own; the others are expressions in `nn.functional`.
 
-A rule multiplies by a mask where it can: choosing elements by `where` takes several times as long.
+A rule selects by `mask_p` where it can: `where` takes several times as long.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from ..autograd.primitive import primitive
-from .elementwise import minimum, where
+from .elementwise import mask_p, minimum
 from .precision import like, wide
 from .transcendental import erf, exp, sigmoid, tanh
 
@@ -20,19 +20,19 @@ _CUBIC = 0.044715  # Hendrycks & Gimpel 2016, the tanh approximation of GELU
 # --- piecewise linear ----------------------------------------------------------------------------
 
 
-@primitive(x=lambda g, out: g * (out > 0))
+@primitive(x=lambda g, out: mask_p(g, out > 0))
 def relu(b, x, *, out=None):
     """max(x, 0)."""
     return b.maximum(x, 0, out=out)
 
 
-@primitive(x=lambda g, x, low, high: g * ((x > low) & (x < high)))
+@primitive(x=lambda g, x, low, high: mask_p(g, (x > low) & (x < high)))
 def hardtanh_p(b, x, *, low, high):
     """x kept within [low, high]; unlike clamp's, the gradient at the limits is 0."""
     return like(b.clip(x, low, high), x)
 
 
-@primitive(promotion="float", x=lambda g, x, slope: where(x > 0, g, g * slope))
+@primitive(promotion="float", x=lambda g, x, slope: g * slope + mask_p(g * (1 - slope), x > 0))
 def leaky_relu_p(b, x, *, slope):
     """x for x > 0, slope · x elsewhere."""
     below = like(x * slope, x)
@@ -43,34 +43,43 @@ def leaky_relu_p(b, x, *, slope):
 
 
 def _elu_x(g: Any, x: Any, alpha: float, scale: float, input_scale: float) -> Any:
-    below = exp(minimum(x, 0) * input_scale) * (alpha * input_scale)
-    return g * scale * where(x > 0, 1, below)
+    """The slope is scale · alpha · input_scale · exp(input_scale · x), and `scale` above 0."""
+    slope = alpha * input_scale
+    out = g * exp(minimum(x, 0) * input_scale) * (scale * slope)
+    return out if slope == 1 else out + mask_p(g * (scale * (1 - slope)), x > 0)
 
 
 @primitive(promotion="float", x=_elu_x)
 def elu_p(b, x, *, alpha=1.0, scale=1.0, input_scale=1.0):
     """scale · x for x > 0, scale · alpha · (exp(input_scale · x) - 1) elsewhere."""
-    below = b.minimum(wide(x), 0)
-    below *= input_scale
-    below = b.expm1(below)
-    below *= alpha
-    return like(b.where(x > 0, x, below) * scale, x)
+    out = b.minimum(wide(x), 0)
+    out *= input_scale
+    out = b.expm1(out)
+    out *= alpha
+    out += b.maximum(x, 0)
+    out *= scale
+    return like(out, x)
 
 
-@primitive(
-    promotion="float",
-    x=lambda g, x, beta, threshold: g * where(x * beta > threshold, 1, sigmoid(x * beta)),
-)
+def _softplus_x(g: Any, x: Any, beta: float, threshold: float) -> Any:
+    scaled = x * beta
+    slope = g * sigmoid(scaled)
+    return slope + mask_p(g - slope, scaled > threshold)
+
+
+@primitive(promotion="float", x=_softplus_x)
 def softplus_p(b, x, *, beta=1.0, threshold=math.inf):
     """log(1 + exp(beta · x)) / beta without overflow; x where beta · x > `threshold`."""
     scaled = wide(x) * beta
-    out = b.abs(scaled)
-    out = b.exp(-out)
-    out = b.log1p(out)
+    out = b.asarray(b.abs(scaled))
+    b.negative(out, out=out)
+    b.exp(out, out=out)
+    b.log1p(out, out=out)
     out += b.maximum(scaled, 0)
     if threshold < math.inf:
-        out = b.where(scaled > threshold, scaled, out)
-    return like(out / beta, x)
+        b.copyto(out, scaled, where=scaled > threshold)
+    out /= beta
+    return like(out, x)
 
 
 def _silu_reference(x: Any) -> Any:
@@ -124,7 +133,7 @@ def _gelu_x(g: Any, b: Any, x: Any, approximate: bool) -> Any:
     square = b.asarray(x * x)
     if not approximate:  # Φ(x) + x · φ(x)
         square *= -0.5
-        out = b.exp(square, out=square if square.ndim else None)
+        out = b.exp(square, out=square)
         out *= 1 / math.sqrt(2 * math.pi)
         out *= x
         cdf = b.special("erf")(x * math.sqrt(0.5))
@@ -137,7 +146,7 @@ def _gelu_x(g: Any, b: Any, x: Any, approximate: bool) -> Any:
     t = b.asarray(square * (_CUBIC * _ROOT_2_OVER_PI))
     t += _ROOT_2_OVER_PI
     t *= x
-    t = b.tanh(t, out=t if t.ndim else None)
+    t = b.tanh(t, out=t)
     out = square
     out *= 3 * _CUBIC * _ROOT_2_OVER_PI
     out += _ROOT_2_OVER_PI

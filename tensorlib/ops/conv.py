@@ -1,8 +1,9 @@
 """Convolution: three linear maps that are each other's gradients.
 
-Convolution is bilinear in input and weight. With its adjoint in the input (`conv_data`, which is transposed
-convolution) and in the weight (`conv_weight`) the set is closed: the gradient of each of the three is again one
-of them, to any order. So are `im2col`, which lays windows out as columns, and its adjoint `col2im`.
+Convolution is bilinear in input and weight. With its adjoint in the input (`conv_data`, which is
+transposed convolution) and in the weight (`conv_weight`) the set is closed: the gradient of each
+of the three is again one of them, to any order. So are `im2col`, which lays windows out as
+columns, and its adjoint `col2im`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ def _one_dtype(name: str, *arrays: Any) -> None:
     found = {str(as_dtype(x.dtype)).removeprefix("tensorlib.") for x in arrays if x is not None}
     if len(found) > 1:
         raise DtypeError(
-            f"{name}: received {' and '.join(sorted(found))}; input, weight and bias must have one dtype: "
-            "convert with .to()"
+            f"{name}: received {' and '.join(sorted(found))}; input, weight and bias must have one "
+            "dtype: convert with .to()"
         )
 
 
@@ -48,7 +49,7 @@ def _one_dtype(name: str, *arrays: Any) -> None:
     bias=lambda g: sum_p(g, dim=(0, *range(2, g.ndim))),
 )
 def conv_p(b, x, weight, bias, *, stride, padding, dilation, groups):
-    """The cross-correlation of x (N, C, ...) with weight (O, C / groups, ...), plus bias (O,) or None."""
+    """x (N, C, ...) correlated with weight (O, C / groups, ...), plus bias (O,) or None."""
     _one_dtype("conv", x, weight, bias)
     return kernels.convolve(b, x, weight, bias, stride, padding, dilation, groups)
 
@@ -69,7 +70,7 @@ def conv_p(b, x, weight, bias, *, stride, padding, dilation, groups):
     ),
 )
 def conv_data_p(b, y, weight, *, shape, stride, padding, dilation, groups):
-    """Transposed convolution: y (N, O, ...) spread by weight (O, C / groups, ...) over (N, C, *shape)."""
+    """Transposed convolution: y (N, O, ...) spread by weight (O, C / groups, ...) over shape."""
     _one_dtype("conv_transpose", y, weight)
     return kernels.convolve_data(b, y, weight, shape, stride, padding, dilation, groups)
 
@@ -90,14 +91,19 @@ def conv_data_p(b, y, weight, *, shape, stride, padding, dilation, groups):
     ),
 )
 def conv_weight_p(b, x, y, *, kernel, stride, padding, dilation, groups):
-    """What each element of a kernel of the given sizes sees: x (N, C, ...) correlated with y (N, O, ...)."""
+    """x (N, C, ...) correlated with y (N, O, ...): what each element of a kernel sees."""
     return kernels.convolve_weight(b, x, y, kernel, stride, padding, dilation, groups)
 
 
 @primitive(
     promotion=None,
     x=lambda g, x_shape, kernel, stride, padding, dilation: col2im_p(
-        g, shape=tuple(x_shape[2:]), kernel=kernel, stride=stride, padding=padding, dilation=dilation
+        g,
+        shape=tuple(x_shape[2:]),
+        kernel=kernel,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
     ),
 )
 def im2col_p(b, x, *, kernel, stride, padding, dilation):

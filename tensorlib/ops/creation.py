@@ -20,7 +20,7 @@ from ..dtypes import (
     result_dtype,
     scalar_dtype,
 )
-from ..errors import ArgumentError, ArgumentTypeError, DimensionError, ShapeError
+from ..errors import ArgumentError, ArgumentTypeError, ShapeError
 from .shaping import shape_of
 
 
@@ -82,7 +82,7 @@ def _make(
 
 def _checked(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
     if any(n < 0 for n in shape):
-        raise DimensionError(f"{name}: shape {list(shape)} has a negative size")
+        raise ShapeError(f"{name}: shape {list(shape)} has a negative size")
     return shape
 
 
@@ -246,12 +246,11 @@ def _from_sequence(data: Any, dtype: Any) -> np.ndarray[Any, Any]:
         kind = dtype or result_dtype((as_dtype(a.dtype) for a in arrays), (), leaves)
         return np.array(data, dtype=kind.numpy)
     if dtype is None:
-        bad = next(
-            (v for v in leaves if not isinstance(v, int | float | complex | np.generic)), None
-        )
-        if bad is not None:
+        bad = [v for v in leaves if not isinstance(v, int | float | complex | np.generic)]
+        if bad:
             raise ArgumentTypeError(
-                f"tensor: the data holds a {type(bad).__name__}; it must be numbers, nested lists of numbers, or arrays"
+                f"tensor: the data holds a {type(bad[0]).__name__}; it must be numbers, nested lists "
+                "of numbers, or arrays"
             )
         if any(isinstance(v, np.generic) and not isinstance(v, float) for v in leaves):
             kinds = [
@@ -397,7 +396,12 @@ def frombuffer(
     buffer: Any, *, dtype: Any, count: int = -1, offset: int = 0, requires_grad: bool = False
 ) -> Any:
     """A vector over the memory of a Python buffer."""
-    result = wrap(np.frombuffer(buffer, dtype=as_dtype(dtype).numpy, count=count, offset=offset))
+    kind = as_dtype(dtype)
+    if not 0 <= offset < len(buffer):
+        raise ArgumentError(
+            f"frombuffer: offset {offset} lies outside a buffer of {len(buffer)} bytes"
+        )
+    result = wrap(np.frombuffer(buffer, dtype=kind.numpy, count=count, offset=offset))
     return result.requires_grad_() if requires_grad else result
 
 

@@ -107,9 +107,13 @@ def abs(b, x):
 
 @primitive(x=lambda g: g * 0)
 def sign(b, x):
-    """-1, 0 or 1."""
+    """-1, 0 or 1; 0 also for NaN, as in torch."""
     refuse_complex("sign", x)
-    return x.copy() if x.dtype.kind == "b" else b.sign(x)
+    if x.dtype.kind == "b":
+        return x.copy()
+    out = b.asarray(b.sign(x))
+    out[x != x] = 0
+    return out
 
 
 def _sgn_x(g: Any, x: Any, out: Any) -> Any:
@@ -131,7 +135,7 @@ def sgn(b, x):
         return b.where(
             radius == 0, b.zeros_like(x), x / b.where(radius == 0, 1, radius).astype(x.dtype)
         )
-    return x.copy() if x.dtype.kind == "b" else b.sign(x)
+    return sign.forward(b, x)
 
 
 @primitive(promotion=None, x=lambda g, mask: mask_p(g, mask))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-from ..autograd.core import TensorBase, apply, wrap
+from ..autograd.core import TensorBase, apply, state, wrap
 from ..autograd.inplace import assign, without_leading_ones, write_index
 from ..autograd.primitive import primitive, write_out
 from ..backend import get_backend, is_array
 from ..dtypes import as_dtype
-from ..errors import ArgumentError, ArgumentTypeError, DimensionError, DtypeError, ShapeError
+from ..errors import ArgumentError, DimensionError, DtypeError, ShapeError
 from .shaping import check_dim, slice_p
 
 
@@ -53,22 +53,54 @@ def zero_index_p(b, x, *, index):
     return out
 
 
-# --- x[index] and x[index] = values ------------------------------------------------------------------
+# --- x[index] and x[index] = values --------------------------------------------------------------
 
 
 def _array_index(item: Any, like: Any) -> Any:
     """An index tensor (or list, or array) as a raw array of the right kind on the right device."""
-    raw = item._array if isinstance(item, TensorBase) else item
+    raw = _own(item) if isinstance(item, TensorBase) else item
     b = get_backend(like)
     if not is_array(raw):
-        raw = b.asarray(raw, dtype="int64") if len(raw) == 0 else b.asarray(raw)
+        raw = b.asarray(raw, dtype="int64" if len(raw) == 0 else None)
     elif get_backend(raw) is not b:
         raw = b.from_host(get_backend(raw).to_host(raw), None)
     if raw.dtype.kind not in "biu":
         raise DimensionError(
-            f"index: tensors used as indices must be integer or bool, not {as_dtype(raw.dtype)}; convert with .long()"
+            f"index: tensors used as indices must be integer or bool, not {as_dtype(raw.dtype)}; "
+            "convert with .long()"
         )
     return raw
+
+
+def _own(index: Any) -> Any:
+    """An index tensor's array, for backward in a copy that nobody can change meanwhile."""
+    return index._array.copy() if state.grad else index._array
+
+
+def _slice_of_ints(item: slice) -> slice:
+    if item.step is not None and operator.index(item.step) <= 0:
+        raise ArgumentError("index: slice step must be positive; use flip() to reverse")
+    bounds = (item.start, item.stop, item.step)
+    return slice(*[None if v is None else operator.index(v) for v in bounds])
+
+
+def _parse_item(item: Any, array: Any) -> Any:
+    """One entry of an index as None, Ellipsis, a bool, an int, a slice or a raw array."""
+    if item is None or item is Ellipsis or isinstance(item, bool):
+        return item
+    if isinstance(item, slice):
+        return _slice_of_ints(item)
+    if isinstance(item, TensorBase) and not item.ndim and item._array.dtype.kind in "iu":
+        return int(item._array)
+    if isinstance(item, TensorBase | list | tuple | range) or is_array(item):
+        return _array_index(list(item) if isinstance(item, range) else item, array)
+    try:
+        return operator.index(item)
+    except TypeError:
+        raise DimensionError(
+            f"index: received a {type(item).__name__}; use ints, slices, None, ..., or integer or "
+            "bool tensors"
+        ) from None
 
 
 def parse_index(x: Any, index: Any) -> tuple[tuple[Any, ...], bool]:
@@ -78,117 +110,88 @@ def parse_index(x: Any, index: Any) -> tuple[tuple[Any, ...], bool]:
         DimensionError: an index out of range, too many of them, or of a wrong dtype.
         ArgumentError: a slice with a negative step.
     """
-    items = index if isinstance(index, tuple) else (index,)
     array = x._array
-    ndim = array.ndim
-    parsed: list[Any] = []
-    basic = True
-    used = 0
-    for item in items:
-        if item is None or item is Ellipsis:
-            parsed.append(item)
-            continue
-        if isinstance(item, slice):
-            if item.step is not None and operator.index(item.step) <= 0:
-                raise ArgumentError("index: slice step must be positive; use flip() to reverse")
-            bounds = (item.start, item.stop, item.step)
-            parsed.append(slice(*[None if v is None else operator.index(v) for v in bounds]))
-            used += 1
-            continue
-        if isinstance(item, bool):
-            parsed.append(item)
-            basic = False
-            continue
-        if (
-            isinstance(item, TensorBase)
-            and item._array.ndim == 0
-            and item._array.dtype.kind in "iu"
-        ):
-            item = int(item._array)
-        if isinstance(item, TensorBase | list | tuple | range) or is_array(item):
-            raw = _array_index(list(item) if isinstance(item, range) else item, array)
-            parsed.append(raw)
-            used += raw.ndim if raw.dtype.kind == "b" else 1
-            basic = False
-            continue
-        try:
-            parsed.append(operator.index(item))
-        except TypeError:
-            raise DimensionError(
-                f"index: received a {type(item).__name__}; use ints, slices, None, ..., or integer or bool tensors"
-            ) from None
-        used += 1
-    if used > ndim:
+    parsed = tuple(
+        [_parse_item(i, array) for i in (index if isinstance(index, tuple) else (index,))]
+    )
+    sizes = [_dims_used(item) for item in parsed]
+    used = sum(sizes)
+    if used > array.ndim:
         raise DimensionError(
-            f"index: too many indices for tensor of dimension {ndim}: {used} given"
+            f"index: too many indices for tensor of dimension {array.ndim}: {used} given"
         )
-    if not basic:
-        _check_arrays(array, parsed, used)
-    return tuple(parsed), basic
-
-
-def _check_arrays(array: Any, parsed: list[Any], used: int) -> None:
-    """Name the dimension that an index array does not fit (on the host; a GPU would have to wait)."""
     d = 0
-    for item in parsed:
-        if item is None or isinstance(item, bool):
-            continue
+    for item, size in zip(parsed, sizes, strict=True):
         if item is Ellipsis:
             d += array.ndim - used
+        elif item.__class__ is int:
+            _check_int(item, d, array.shape[d])
         elif is_array(item):
-            if item.dtype.kind == "b":
-                if item.shape != array.shape[d : d + item.ndim]:
-                    raise DimensionError(
-                        f"index: the mask of shape {list(item.shape)} does not match the indexed tensor of shape "
-                        f"{list(array.shape)} at dimension {d}"
-                    )
-                d += item.ndim
-            else:
-                n = array.shape[d]
-                if (
-                    get_backend(item).name == "cpu"
-                    and item.size
-                    and (item.min() < -n or item.max() >= n)
-                ):
-                    bad = int(item.max()) if item.max() >= n else int(item.min())
-                    raise DimensionError(
-                        f"index {bad} is out of bounds for dimension {d} with size {n}"
-                    )
-                d += 1
+            _check_array(item, d, array.shape)
+        d += size
+    return parsed, not any(is_array(item) or isinstance(item, bool) for item in parsed)
+
+
+def _dims_used(item: Any) -> int:
+    """How many dimensions an entry of an index consumes."""
+    if item is None or item is Ellipsis or isinstance(item, bool):
+        return 0
+    return item.ndim if is_array(item) and item.dtype.kind == "b" else 1
+
+
+def _check_int(item: int, dim: int, size: int) -> None:
+    if not -size <= item < size:
+        raise DimensionError(f"index {item} is out of bounds for dimension {dim} with size {size}")
+
+
+def _check_array(item: Any, dim: int, shape: tuple[int, ...]) -> None:
+    """Name the dimension that an index array does not fit (on the host; a GPU would have to wait)."""
+    if item.dtype.kind == "b":
+        if item.shape != shape[dim : dim + item.ndim]:
+            raise DimensionError(
+                f"index: the mask of shape {list(item.shape)} does not match the indexed tensor of "
+                f"shape {list(shape)} at dimension {dim}"
+            )
+    elif get_backend(item).name == "cpu" and item.size:
+        _check_int(int(item.max()), dim, shape[dim])
+        _check_int(int(item.min()), dim, shape[dim])
+
+
+def _ints_first(x: Any, parsed: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """`x` with the ints of an index applied, and what is left of the index.
+
+    Beside arrays NumPy takes an int for an array, which moves the result's dimensions; torch does not.
+    """
+    if not any(item.__class__ is int for item in parsed):
+        return x, parsed
+    first: list[Any] = []
+    rest: list[Any] = []
+    for item in parsed:
+        if item.__class__ is int:
+            first.append(item)
+        elif is_array(item) or isinstance(item, bool):
+            first += [slice(None)] * _dims_used(item)
+            rest.append(item)
         else:
-            d += 1
+            first.append(item)
+            rest.append(item if item is Ellipsis else slice(None))
+    return apply(slice_p, (x,), {"index": tuple(first)}), tuple(rest)
 
 
 def getitem(x: Any, index: Any) -> Any:
     """``x[index]``: a view for ints, slices, None and ...; a copy for integer and boolean arrays."""
     if index.__class__ is int:
-        n = x._array.shape[0] if x._array.ndim else -1
-        if not -n <= index < n:
-            if n == -1:
-                raise DimensionError(
-                    "index: invalid index of a 0-dim tensor; use tensor.item() to get its number"
-                )
-            raise DimensionError(f"index {index} is out of bounds for dimension 0 with size {n}")
+        if not x._array.ndim:
+            raise DimensionError(
+                "index: invalid index of a 0-dim tensor; use tensor.item() to get its number"
+            )
+        _check_int(index, 0, x._array.shape[0])
         return apply(slice_p, (x,), {"index": (index,)})
     parsed, basic = parse_index(x, index)
     if basic:
-        _check_ints(x._array.shape, parsed)
         return apply(slice_p, (x,), {"index": parsed})
+    x, parsed = _ints_first(x, parsed)
     return apply(index_p, (x,), {"index": parsed})
-
-
-def _check_ints(shape: tuple[int, ...], parsed: tuple[Any, ...]) -> None:
-    used = sum(1 for i in parsed if i is not None and i is not Ellipsis)
-    d = 0
-    for item in parsed:
-        if item is Ellipsis:
-            d += len(shape) - used
-        elif item is not None:
-            if item.__class__ is int and not -shape[d] <= item < shape[d]:
-                raise DimensionError(
-                    f"index {item} is out of bounds for dimension {d} with size {shape[d]}"
-                )
-            d += 1
 
 
 def setitem(x: Any, index: Any, value: Any) -> None:
@@ -197,19 +200,19 @@ def setitem(x: Any, index: Any, value: Any) -> None:
         value = wrap(get_backend(x._array).asarray(value, dtype=x._array.dtype))
     parsed, basic = parse_index(x, index)
     if basic:
-        _check_ints(x._array.shape, parsed)
         region = apply(slice_p, (x,), {"index": parsed})
         assign(region, without_leading_ones(value, region.ndim), "setitem")
     else:
+        x, parsed = _ints_first(x, parsed)
         write_index(x, parsed, value)
 
 
-# --- gather, scatter and their kin -------------------------------------------------------------------
+# --- gather, scatter and their kin ---------------------------------------------------------------
 
 
 def _grid(x: Any, dim: int, index: Any, name: str) -> tuple[Any, ...]:
     """The index tuple that picks ``x[i][index[i][j]]...`` along `dim`: open grids elsewhere."""
-    raw = index._array
+    raw = _own(index)
     if raw.dtype.kind not in "iu":
         raise DtypeError(
             f"{name}: the index is {as_dtype(raw.dtype)}, expects int64; convert it with .long()"
@@ -225,9 +228,7 @@ def _grid(x: Any, dim: int, index: Any, name: str) -> tuple[Any, ...]:
     b = get_backend(raw)
     if b.name == "cpu" and raw.size and (raw.min() < 0 or raw.max() >= n):
         bad = int(raw.max()) if raw.max() >= n else int(raw.min())
-        raise DimensionError(
-            f"{name}: index {bad} is out of bounds for dimension {dim} with size {n}"
-        )
+        raise ShapeError(f"{name}: index {bad} is out of bounds for dimension {dim} with size {n}")
     parts = []
     for d, n in enumerate(raw.shape):
         shape = [1] * raw.ndim
@@ -241,7 +242,7 @@ def gather(input: Any, dim: int, index: Any, *, sparse_grad: bool = False, out: 
 
     Raises:
         DtypeError: the index is not of an integer type.
-        DimensionError: an index is out of range.
+        ShapeError: an index is out of range, or the shapes do not fit.
     """
     if input.ndim == 0:
         return input.reshape(1)[index.reshape(-1)].reshape(tuple(index.shape))
@@ -256,6 +257,11 @@ def _scatter_source(src: Any, index: Any, like: Any) -> Any:
     if src._array.dtype != like._array.dtype:
         raise DtypeError(
             f"scatter: the source is {src.dtype}, the input {like.dtype}; they must agree"
+        )
+    if src.ndim != index.ndim or any(n > m for n, m in zip(index.shape, src.shape, strict=True)):
+        raise ShapeError(
+            f"scatter: the index has shape {list(index.shape)}, the source {list(src.shape)}; the "
+            "source must be at least as large"
         )
     return src[tuple(slice(0, n) for n in index.shape)]
 
@@ -283,10 +289,19 @@ def scatter(
     d = check_dim(dim, input.ndim, "scatter")
     where = _grid(input, d, index, "scatter")
     if reduce == "multiply":
-        return input * apply(index_put_p, (input * 0 + 1, source), {"index": where})
+        return _scatter_multiply(input, d, index, source)
     if reduce not in (None, "add"):
         raise ArgumentError(f"scatter: reduce is {reduce!r}; pass None, 'add' or 'multiply'")
     return apply(index_put_p, (input, source), {"index": where, "accumulate": reduce == "add"})
+
+
+def _scatter_multiply(input: Any, dim: int, index: Any, source: Any) -> Any:
+    """One step along `dim` after the other: within a step no place is named twice."""
+    ones = wrap(get_backend(input._array).ones_like(input._array))
+    for places, values in zip(index.split(1, dim), source.split(1, dim), strict=True):
+        where = _grid(input, dim, places, "scatter")
+        input = input * apply(index_put_p, (ones, values), {"index": where})
+    return input
 
 
 def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Any:
@@ -295,10 +310,10 @@ def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Any:
 
 
 def _vector_index(index: Any, name: str) -> Any:
-    if index._array.dtype.kind not in "iu" or index.ndim > 1:
-        raise DtypeError(
-            f"{name}: the index must be an integer vector, not {index.dtype} of shape {list(index.shape)}"
-        )
+    if index._array.dtype.kind not in "iu":
+        raise DtypeError(f"{name}: the index is {index.dtype}, expects int64; use .long()")
+    if index.ndim > 1:
+        raise DimensionError(f"{name}: the index has shape {list(index.shape)}, expects a vector")
     return index
 
 
@@ -314,8 +329,19 @@ def _along(x: Any, dim: int, index: Any, name: str) -> tuple[Any, ...]:
     return parse_index(x, (slice(None),) * d + (_vector_index(index, name).reshape(-1),))[0]
 
 
+def _check_source(input: Any, dim: int, index: Any, source: Any, name: str) -> None:
+    d = check_dim(dim, input.ndim, name)
+    wanted = (*input.shape[:d], index.numel(), *input.shape[d + 1 :])
+    if tuple(source.shape) != wanted and input.ndim:
+        raise ShapeError(
+            f"{name}: the source has shape {list(source.shape)}, expects {list(wanted)}: the input's, "
+            f"with one slice per index in dimension {d}"
+        )
+
+
 def index_add(input: Any, dim: int, index: Any, source: Any, *, alpha: Any = 1) -> Any:
     """`input` with alpha · source added to the slices that `index` names."""
+    _check_source(input, dim, index, source, "index_add")
     values = source if alpha == 1 else source * alpha
     return apply(
         index_put_p,
@@ -326,17 +352,16 @@ def index_add(input: Any, dim: int, index: Any, source: Any, *, alpha: Any = 1) 
 
 def index_copy(input: Any, dim: int, index: Any, source: Any) -> Any:
     """`input` with the slices that `index` names replaced."""
+    _check_source(input, dim, index, source, "index_copy")
     return apply(index_put_p, (input, source), {"index": _along(input, dim, index, "index_copy")})
 
 
 def index_fill(input: Any, dim: int, index: Any, value: Any) -> Any:
     """`input` with the slices that `index` names set to a number."""
-    b = get_backend(input._array)
-    filling = wrap(
-        b.asarray(
-            float(value) if isinstance(value, TensorBase) else value, dtype=input._array.dtype
-        )
-    )
+    if isinstance(value, TensorBase):
+        filling = value.to(input.dtype)
+    else:
+        filling = wrap(get_backend(input._array).asarray(value, dtype=input._array.dtype))
     return apply(index_put_p, (input, filling), {"index": _along(input, dim, index, "index_fill")})
 
 
@@ -349,7 +374,13 @@ def index_put(input: Any, indices: Any, values: Any, accumulate: bool = False) -
 
 
 def take(input: Any, index: Any) -> Any:
-    """Elements of the flattened tensor."""
+    """Elements of the flattened tensor.
+
+    Raises:
+        DtypeError: the index is not of an integer type.
+    """
+    if index._array.dtype.kind not in "iu":
+        raise DtypeError(f"take: the index is {index.dtype}, expects int64; use .long()")
     return getitem(input.reshape(-1), index)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from ..autograd.core import TensorBase, apply
 from ..autograd.primitive import primitive, write_out
 from ..errors import ArgumentError, ArgumentTypeError, ShapeError
-from .shaping import check_dim, expand, reshape, shape_of, slice_p, transpose, unsqueeze, view
+from .shaping import check_dim, expand, reshape, shape_of, slice_p, unsqueeze, view
 
 # --- primitives ----------------------------------------------------------------------------------
 
@@ -115,7 +115,7 @@ def split(input: Any, split_size_or_sections: Any, dim: int = 0) -> tuple[Any, .
 def chunk(input: Any, chunks: int, dim: int = 0) -> tuple[Any, ...]:
     """At most `chunks` parts of equal size (the last may be smaller)."""
     if chunks <= 0:
-        raise ArgumentError(f"chunk: chunks is {chunks}; it must be positive")
+        raise ShapeError(f"chunk: chunks is {chunks}; it must be positive")
     d = check_dim(dim, input.ndim, "chunk")
     return split(input, max(1, -(-input.shape[d] // chunks)), d)
 
@@ -143,12 +143,12 @@ def unbind(input: Any, dim: int = 0) -> tuple[Any, ...]:
 
 
 def _joined(tensors: Any, name: str) -> list[Any]:
-    given = list(tensors) if isinstance(tensors, tuple | list) else []
-    if not given or not all(isinstance(x, TensorBase) for x in given):
-        raise ArgumentTypeError(
-            f"{name}: received {type(tensors).__name__}; pass a non-empty list or tuple of Tensors"
-        )
-    return given
+    if not isinstance(tensors, tuple | list) or not all(isinstance(x, TensorBase) for x in tensors):
+        kinds = [type(x).__name__ for x in tensors] if isinstance(tensors, list) else tensors
+        raise ArgumentTypeError(f"{name}: received {kinds!r}; pass a list or tuple of Tensors")
+    if not tensors:
+        raise ShapeError(f"{name}: received no tensors; pass at least one")
+    return list(tensors)
 
 
 def cat(tensors: Any, dim: int = 0, *, out: Any = None) -> Any:
@@ -245,6 +245,8 @@ def roll(input: Any, shifts: Any, dims: Any = None) -> Any:
             tuple(input.shape),
         )
     along = (dims,) if isinstance(dims, int) else tuple(dims)
+    if len(moves) != len(along):
+        raise ShapeError(f"roll: {len(moves)} shifts for {len(along)} dims; give one for each")
     places = tuple(check_dim(d, input.ndim, "roll") for d in along)
     return apply(roll_p, (input,), {"shifts": moves, "dims": places})
 
@@ -306,6 +308,5 @@ def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Any, ...]:
         for i, x in enumerate(given)
     ]
     if swap:
-        grids = [transpose(x, 0, 1) for x in grids]
         grids[:2] = grids[1::-1]
     return tuple(grids)

@@ -108,13 +108,11 @@ def _vjp(
     rest = tuple([a for a in axes if a not in first])
     moment = _weighted_sum(b, moments, weight, rest)
     slope = (2 * g_var - moment * scale**3) / count
-    if first and weight is not None:
-        dx = g * (scale * weight)
-    elif weight is not None:
-        dx = g * weight
-        dx *= scale
+    if first:
+        dx = g * (scale if weight is None else scale * weight)
     else:
-        dx = g * scale
+        dx = b.multiply(g, weight, out=moments)  # no longer needed, and large
+        dx *= scale
     if centred:
         centre *= slope
         dx += centre
@@ -135,10 +133,10 @@ def _weighted_sum(b: Any, x: Any, weight: Any, axes: Axes) -> Any:
 
 def _fold(b: Any, x: Any, scale: Any, shape: tuple[int, ...]) -> Any:
     """Σ x·scale down to the shape of a weight or bias; a matrix of rows by one BLAS call."""
-    rowwise = scale is None or scale.shape == (len(x), 1)
-    if x.ndim == 2 and x.shape[1:] == shape and rowwise:
-        rows = b.ones(x.shape[0], x.dtype) if scale is None else b.broadcast_to(scale, (len(x), 1))
-        return b.matmul(rows.reshape(-1), x)
+    if x.shape[-1:] == shape and (scale is None or scale.shape == (*x.shape[:-1], 1)):
+        rows = x.reshape(-1, shape[0])
+        factors = b.ones(len(rows), x.dtype) if scale is None else scale.reshape(-1)
+        return b.matmul(factors, rows)
     return fit(x if scale is None else x * scale, shape, x.dtype)
 
 

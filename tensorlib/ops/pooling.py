@@ -1,11 +1,13 @@
 """Pooling over windows of the spatial axes, in any number of dimensions.
 
-Everything runs over the elements of the kernel, few, with array operations over all windows at once. Max pooling
-keeps for each window the number of the element that won; gradients are scattered to the winners, and the scatter's
-own gradient gathers from them. Summing over windows is linear, with spreading as its adjoint.
+Everything runs over the elements of the kernel, few, with array operations over all windows at
+once. Max pooling keeps for each window the number of the element that won; gradients are scattered
+to the winners, and the scatter's own gradient gathers from them. Summing over windows is linear,
+with spreading as its adjoint.
 
-Inputs are (N, C, *sizes); options have one number per spatial axis: `kernel`, `stride`, `padding` before the axis
-(what lies behind follows from the number of windows), `dilation`, and the spatial sizes `shape` of the result.
+Inputs are (N, C, *sizes); options have one number per spatial axis: `kernel`, `stride`, `padding`
+before the axis (what lies behind follows from the number of windows), `dilation`, and the spatial
+sizes `shape` of the result.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import numpy as np
 
 from ..autograd.primitive import primitive
 from ..backend.windows import tap, taps
+from .elementwise import mask_p
 from .precision import like, wide
 
 
@@ -76,11 +79,11 @@ def window_scatter_p(b, x, indices, *, kernel, stride, padding, dilation, shape)
     out = b.zeros((*x.shape[:2], *shape), wide(x).dtype)
     apart = all(d * (k - 1) < s for k, s, d in zip(kernel, stride, dilation, strict=True))
     for number, _, reads, found in taps(shape, x.shape[2:], kernel, stride, padding, dilation):
-        value, chosen = x[(..., *found)], indices[(..., *found)] == number
+        chosen = mask_p.forward(b, x[(..., *found)], indices[(..., *found)] == number)
         if apart:
-            b.multiply(value, chosen, out=out[(..., *reads)])
+            out[(..., *reads)] = chosen
         else:
-            out[(..., *reads)] += value * chosen
+            out[(..., *reads)] += chosen
     return like(out, x)
 
 
@@ -102,7 +105,8 @@ def window_gather_p(b, x, indices, *, kernel, stride, padding, dilation):
     for number, _, reads, found in taps(
         x.shape[2:], indices.shape[2:], kernel, stride, padding, dilation
     ):
-        out[(..., *found)] += x[(..., *reads)] * (indices[(..., *found)] == number)
+        chosen = indices[(..., *found)] == number
+        out[(..., *found)] += mask_p.forward(b, x[(..., *reads)], chosen)
     return out
 
 
@@ -118,9 +122,6 @@ def sum_pool_p(b, x, *, kernel, stride, padding, shape, scale=1.0):
     if kernel == x.shape[2:] and not any(padding):
         return like(b.asarray(b.sum(out, axis=tuple(range(2, x.ndim)), keepdims=True) * scale), x)
     for axis, (n, k, s, p) in enumerate(zip(shape, kernel, stride, padding, strict=True), start=2):
-        if n == 1 and p == 0 and k == out.shape[axis]:
-            out = b.sum(out, axis=axis, keepdims=True)
-            continue
         summed = b.zeros((*out.shape[:axis], n, *out.shape[axis + 1 :]), out.dtype)
         _add_taps(axis, out, summed, (out.shape[axis], n, k, s, p), spread=False)
         out = summed
@@ -138,10 +139,9 @@ def sum_pool_p(b, x, *, kernel, stride, padding, shape, scale=1.0):
 def spread_pool_p(b, x, *, kernel, stride, padding, shape, scale=1.0):
     """scale · the value of each window added to all of its elements: the adjoint of `sum_pool`."""
     out = wide(x) * scale
+    if kernel == shape and not any(padding):
+        return like(b.ascontiguousarray(b.broadcast_to(out, (*x.shape[:2], *shape))), x)
     for axis, (n, k, s, p) in enumerate(zip(shape, kernel, stride, padding, strict=True), start=2):
-        if out.shape[axis] == 1 and p == 0 and k == n:
-            out = b.repeat(out, n, axis)
-            continue
         spread = b.zeros((*out.shape[:axis], n, *out.shape[axis + 1 :]), out.dtype)
         _add_taps(axis, spread, out, (n, out.shape[axis], k, s, p), spread=True)
         out = spread

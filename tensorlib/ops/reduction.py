@@ -23,9 +23,11 @@ min_result = namedtuple("min", ["values", "indices"])
 
 
 def _accumulate(b: Any, name: str, x: Any, dim: Any, keepdim: bool) -> Any:
-    """A reduction whose half-precision sums run in float32."""
+    """A sum or product in the dtype of x; half-precision ones run in float32."""
     if x.dtype in HALF:
         return getattr(b, name)(x.astype("float32"), axis=dim, keepdims=keepdim).astype(x.dtype)
+    if x.dtype.kind in "iu":
+        return getattr(b, name)(x, axis=dim, keepdims=keepdim, dtype=x.dtype)
     return getattr(b, name)(x, axis=dim, keepdims=keepdim)
 
 
@@ -92,17 +94,16 @@ def _dtype(x: Any) -> Any:
     return getattr(x, "_array", x).dtype
 
 
-def _refuse_empty(name: str, x: Any, dim: Any) -> None:
+def _refuse_empty(name: str, x: Any, dim: Any, error: type[Exception] = DimensionError) -> None:
     if _count(x.shape, dim) == 0:
-        kind = ShapeError if dim is None else DimensionError
-        raise kind(f"{name}: the reduced part of shape {list(x.shape)} is empty and has no {name}")
+        raise error(f"{name}: the reduced part of shape {list(x.shape)} is empty and has no {name}")
 
 
 @primitive(promotion=None, x=_extreme_x)
 def amax_p(b, x, *, dim=None, keepdim=False):
     """The largest element."""
     refuse_complex("amax", x)
-    _refuse_empty("amax", x, dim)
+    _refuse_empty("amax", x, dim, ShapeError if dim is None else DimensionError)
     return b.max(x, axis=dim, keepdims=keepdim)
 
 
@@ -110,7 +111,7 @@ def amax_p(b, x, *, dim=None, keepdim=False):
 def amin_p(b, x, *, dim=None, keepdim=False):
     """The smallest element."""
     refuse_complex("amin", x)
-    _refuse_empty("amin", x, dim)
+    _refuse_empty("amin", x, dim, ShapeError if dim is None else DimensionError)
     return b.min(x, axis=dim, keepdims=keepdim)
 
 
@@ -145,7 +146,7 @@ def all_p(b, x, *, dim=None, keepdim=False):
 @primitive(promotion=None, x=lambda g, dim: flip(cumsum_p(flip(g, (dim,)), dim=dim), (dim,)))
 def cumsum_p(b, x, *, dim):
     """The running sum."""
-    return like(b.cumsum(wide(x), axis=dim), x)
+    return like(b.cumsum(wide(x), axis=dim, dtype=None if x.dtype in HALF else x.dtype), x)
 
 
 @primitive(

@@ -1,7 +1,10 @@
-"""Linear maps along one axis with few terms: interpolation, and averages over windows of varying size.
+"""Linear maps along one axis with few terms: interpolation, averages over unequal windows.
 
-Each output is a weighted sum of a few inputs along the axis, its *taps*: ``out[i] = Σₜ weight[i, t] ·
-x[index[i, t]]``. The adjoint has the same form with the taps turned round, so that one primitive is closed under
+Each output is a weighted sum of a few inputs along the axis, its *taps*::
+
+    out[i] = Σₜ weight[i, t] · x[places[i, t]]
+
+The adjoint has the same form with the taps turned round, so that one primitive is closed under
 differentiation.
 """
 
@@ -19,26 +22,26 @@ class Taps(NamedTuple):
     """Which inputs make up each output.
 
     Attributes:
-        index: (outputs, terms), int64.
+        places: (outputs, terms), int64: the inputs.
         weight: (outputs, terms), float64; 0 for terms that an output does not need.
         size: The number of inputs.
     """
 
-    index: np.ndarray
+    places: np.ndarray
     weight: np.ndarray
     size: int
 
     def turned(self) -> Taps:
         """The taps of the adjoint: for each input, the outputs that it goes to."""
-        outputs, inputs = np.nonzero(self.weight)[0], self.index[self.weight != 0]
+        outputs, inputs = np.nonzero(self.weight)[0], self.places[self.weight != 0]
         weight = self.weight[self.weight != 0]
         order = np.argsort(inputs, kind="stable")
         inputs = inputs[order]
         rank = np.arange(len(inputs)) - np.searchsorted(inputs, inputs)  # among those of one input
         shape = (self.size, int(rank.max(initial=0)) + 1)
-        index, weights = np.zeros(shape, np.int64), np.zeros(shape)
-        index[inputs, rank], weights[inputs, rank] = outputs[order], weight[order]
-        return Taps(index, weights, len(self.index))
+        places, weights = np.zeros(shape, np.int64), np.zeros(shape)
+        places[inputs, rank], weights[inputs, rank] = outputs[order], weight[order]
+        return Taps(places, weights, len(self.places))
 
 
 @primitive(promotion=None, x=lambda g, dim, taps: resample_p(g, dim=dim, taps=taps.turned()))
@@ -47,8 +50,8 @@ def resample_p(b, x, *, dim, taps):
     x, half = wide(x), x
     tail = (1,) * (x.ndim - 1 - dim)
     out: Any = None
-    for t in range(taps.index.shape[1]):
-        term = b.take(x, b.asarray(taps.index[:, t]), axis=dim)
+    for t in range(taps.places.shape[1]):
+        term = b.take(x, b.asarray(taps.places[:, t]), axis=dim)
         weight = taps.weight[:, t]
         if not (weight == 1).all():
             term *= b.asarray(weight.astype(x.dtype).reshape(-1, *tail))

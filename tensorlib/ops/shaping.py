@@ -327,7 +327,7 @@ def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
         check_dim(end_dim, input.ndim, "flatten"),
     )
     if first > last:
-        raise DimensionError(f"flatten: start_dim {start_dim} comes after end_dim {end_dim}")
+        raise ShapeError(f"flatten: start_dim {start_dim} comes after end_dim {end_dim}")
     if first == last:
         return input
     shape = tuple(input.shape)
@@ -351,11 +351,11 @@ def permute(input: Any, *dims: Any) -> Any:
     """Dimensions in another order; a view.
 
     Raises:
-        DimensionError: not every dimension appears exactly once.
+        ShapeError: not every dimension appears exactly once.
     """
     order = tuple(check_dim(d, input.ndim, "permute") for d in shape_of(dims))
     if sorted(order) != list(range(input.ndim)):
-        raise DimensionError(
+        raise ShapeError(
             f"permute: dims {order} must name each of the {input.ndim} dimensions once"
         )
     return apply(permute_p, (input,), {"dims": order})
@@ -468,7 +468,7 @@ def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
     """A diagonal of two dimensions as the last dimension; a view."""
     dims = check_dim(dim1, input.ndim, "diagonal"), check_dim(dim2, input.ndim, "diagonal")
     if dims[0] == dims[1]:
-        raise DimensionError(f"diagonal: dim1 and dim2 are both {dims[0]}; they must differ")
+        raise ShapeError(f"diagonal: dim1 and dim2 are both {dims[0]}; they must differ")
     return apply(diagonal_p, (input,), {"offset": offset, "dims": dims})
 
 
@@ -493,7 +493,7 @@ def unfold(input: Any, dimension: int, size: int, step: int) -> Any:
     """All windows of `size` elements along `dimension`, `step` apart, in a new last dimension; a view."""
     d = check_dim(dimension, input.ndim, "unfold")
     if input.ndim == 0 or not 0 <= size <= input.shape[d] or step <= 0:
-        raise DimensionError(
+        raise ShapeError(
             f"unfold: size {size} and step {step} do not fit dimension {d} of {list(input.shape)}"
         )
     return apply(unfold_p, (input,), {"dim": d, "size": size, "step": step})
@@ -503,14 +503,14 @@ def narrow(input: Any, dim: int, start: Any, length: int) -> Any:
     """`length` elements along `dim` from `start`; a view.
 
     Raises:
-        DimensionError: they lie outside the dimension.
+        ShapeError: they lie outside the dimension.
     """
     d = check_dim(dim, input.ndim, "narrow")
     first = int(start)
     n = input.shape[d]
     first = first + n if first < 0 else first
     if not 0 <= first <= n or length < 0 or first + length > n:
-        raise DimensionError(
+        raise ShapeError(
             f"narrow: start {start} and length {length} exceed dimension {d} of size {n}"
         )
     return apply(slice_p, (input,), {"index": (slice(None),) * d + (slice(first, first + length),)})

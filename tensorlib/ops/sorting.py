@@ -8,7 +8,7 @@ from typing import Any
 from ..autograd.core import TensorBase, apply, wrap
 from ..autograd.primitive import primitive, write_out
 from ..backend import get_backend
-from ..errors import ArgumentTypeError, ShapeError
+from ..errors import DtypeError, ShapeError
 from .elementwise import refuse_complex
 from .indexing import gather
 from .reduction import argmax_p
@@ -100,7 +100,10 @@ def bincount(input: Any, weights: Any = None, minlength: int = 0) -> Any:
     """The number (or summed weights) of each value of a vector of non-negative integers."""
     b = get_backend(input._array)
     if input._array.dtype.kind not in "iu" or input.ndim != 1:
-        raise ArgumentTypeError(
+        raise DtypeError(
             f"bincount: received {input.dtype} of shape {list(input.shape)}; pass an integer vector"
         )
-    return wrap(b.bincount(input._array, None if weights is None else weights._array, minlength))
+    if weights is None:
+        return wrap(b.bincount(input._array, minlength=minlength))
+    totals = b.bincount(input._array, weights._array, minlength)
+    return wrap(totals.astype("float32") if weights._array.dtype == "float32" else totals)

@@ -249,7 +249,7 @@ def _special(b: Any, name: str, *args: Any) -> Any:
     """A function of scipy.special, in float32 for the half precisions, which SciPy lacks."""
     x = args[-1]
     if x.dtype in HALF:
-        return b.special(name)(*args[:-1], x.astype("float32")).astype(x.dtype)
+        args = (*args[:-1], x.astype("float32"))
     return b.asarray(b.special(name)(*args), dtype=x.dtype)
 
 
@@ -285,7 +285,9 @@ def erfinv(b, x):
 @primitive(promotion="float", x=lambda g, x: g * digamma(x))
 def lgamma(b, x):
     """log |Γ(x)|."""
-    return _special(b, "gammaln", x)
+    out = _special(b, "gammaln", x)
+    out[x == -math.inf] = math.inf
+    return out
 
 
 @primitive(promotion="float", x=lambda g, x: g * polygamma_p(x, n=1))

@@ -56,6 +56,11 @@ FAILING = {
         "work = dist.all_reduce(x, async_op=True)\nif rank == 1: sys.exit(0)\ndist.all_reduce(x)",
         "rank 1 has ended its script, rank 0 still waits",
     ),
+    "receives from one that has ended": (
+        "",
+        "if rank == 1: sys.exit(0)\ndist.recv(x, 1)",
+        "recv: rank 1 has ended its script, rank 0 still waits",
+    ),
     "interrupted": (
         "",
         "import os, signal\nif rank == 1: os.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)",
@@ -94,6 +99,15 @@ FINE = {
     "destroys": "dist.destroy_process_group()",
     "leaves work pending": "work = dist.all_reduce(x, async_op=True)\nwork.wait()",
     "starts anew": "dist.destroy_process_group()\ndist.init_process_group()\ndist.barrier()",
+    "ends right after it has sent": (
+        "big = tl.ones(3_000_000)\n"
+        "if rank == 1: work = dist.isend(big, 0)\n"
+        "if rank == 0: time.sleep(2); dist.recv(big, 1)"
+    ),
+    "waits for none of its calls": (
+        "work = dist.all_reduce(tl.ones(3_000_000), async_op=True)\n"
+        "if rank == 0: time.sleep(1); work.wait()"
+    ),
     "has a child that uses MPI": (
         "import subprocess\n"
         "child = 'from mpi4py import MPI; assert MPI.COMM_WORLD.size == 1'\n"

@@ -27,7 +27,9 @@ def _tensors(library: Any, values: tuple[Any, ...]) -> list[Any]:
 def same_as_torch(torch: ModuleType) -> Iterator[Callable[..., None]]:
     """Check that ``call(functional, *tensors)`` has PyTorch's values, gradients and dtype."""
 
-    def check(call: Callable[..., Any], *values: Any, rtol: float = 1e-9, atol: float = 1e-9) -> None:
+    def check(
+        call: Callable[..., Any], *values: Any, rtol: float = 1e-9, atol: float = 1e-9
+    ) -> None:
         ours, theirs = _tensors(tl, values), _tensors(torch, values)
         out, expected = call(F, *ours), call(torch.nn.functional, *theirs)
         assert tuple(out.shape) == tuple(expected.shape)

@@ -1,4 +1,4 @@
-"""Convolutions against PyTorch, against sums written out in NumPy, and against finite differences."""
+"""Convolutions against PyTorch, sums written out in NumPy, and finite differences."""
 
 import itertools
 import math
@@ -36,14 +36,15 @@ def plain_conv(x, w, bias, stride, padding, dilation, groups):
     x = np.pad(x, [(0, 0), (0, 0), *pairs(padding)])
     kernel = w.shape[2:]
     n, channels, outputs = x.shape[0], w.shape[1], w.shape[0]
-    extents = [d * (k - 1) + 1 for k, d in zip(kernel, dilation)]
-    shape = [(size - e) // s + 1 for size, e, s in zip(x.shape[2:], extents, stride)]
+    extents = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    shape = [(size - e) // s + 1 for size, e, s in zip(x.shape[2:], extents, stride, strict=True)]
     out = np.zeros((n, outputs, *shape))
     for o in range(outputs):
         first = o // (outputs // groups) * channels
         for place in itertools.product(*map(range, shape)):
             at = [
-                slice(i * s, i * s + e, d) for i, s, e, d in zip(place, stride, extents, dilation)
+                slice(i * s, i * s + e, d)
+                for i, s, e, d in zip(place, stride, extents, dilation, strict=True)
             ]
             seen = x[(slice(None), slice(first, first + channels), *at)]
             out[(slice(None), o, *place)] = (seen * w[o]).sum(tuple(range(1, seen.ndim)))
@@ -55,18 +56,22 @@ def plain_transpose(y, w, bias, stride, padding, output_padding, groups, dilatio
     kernel = w.shape[2:]
     n, channels = y.shape[:2]
     per_group = w.shape[1]
-    extents = [d * (k - 1) + 1 for k, d in zip(kernel, dilation)]
-    full = [(m - 1) * s + e + o for m, s, e, o in zip(y.shape[2:], stride, extents, output_padding)]
+    extents = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    full = [
+        (m - 1) * s + e + o
+        for m, s, e, o in zip(y.shape[2:], stride, extents, output_padding, strict=True)
+    ]
     out = np.zeros((n, per_group * groups, *full))
     for c in range(channels):
         first = c // (channels // groups) * per_group
         for place in itertools.product(*map(range, y.shape[2:])):
             at = [
-                slice(i * s, i * s + e, d) for i, s, e, d in zip(place, stride, extents, dilation)
+                slice(i * s, i * s + e, d)
+                for i, s, e, d in zip(place, stride, extents, dilation, strict=True)
             ]
             value = y[(slice(None), c, *place)].reshape(n, 1, *[1] * len(kernel))
             out[(slice(None), slice(first, first + per_group), *at)] += value * w[c]
-    out = out[(..., *[slice(p, size - p) for p, size in zip(padding, full)])]
+    out = out[(..., *[slice(p, size - p) for p, size in zip(padding, full, strict=True)])]
     return out if bias is None else out + bias.reshape(-1, *[1] * len(kernel))
 
 
@@ -108,7 +113,7 @@ def test_same_padding_puts_the_larger_part_behind(kernel, dilation):
     x, w = draw(2, 3, 6, 7), draw(4, 3, *kernel)
     out = F.conv2d(tl.from_numpy(x), tl.from_numpy(w), padding="same", dilation=dilation)
     spread = dilation if isinstance(dilation, tuple) else (dilation,) * 2
-    totals = [d * (k - 1) for k, d in zip(kernel, spread)]
+    totals = [d * (k - 1) for k, d in zip(kernel, spread, strict=True)]
     sides = [(t // 2, t - t // 2) for t in totals]
     assert out.shape == (2, 4, 6, 7)
     np.testing.assert_allclose(
@@ -158,7 +163,9 @@ def test_strides_of_the_input_do_not_matter(layout):
     np.testing.assert_allclose(got.detach().numpy(), expected.detach().numpy(), atol=1e-5)
     assert got.is_contiguous()
     for a, z in zip(
-        tl.autograd.grad(got, (w,), g), tl.autograd.grad(expected, (w,), g.contiguous())
+        tl.autograd.grad(got, (w,), g),
+        tl.autograd.grad(expected, (w,), g.contiguous()),
+        strict=True,
     ):
         np.testing.assert_allclose(a.numpy(), z.numpy(), rtol=1e-4, atol=1e-4)
 
@@ -217,6 +224,10 @@ def test_half_precision_sums_in_single(dtype):
     x, w = tl.ones(1, 1024, 2, 2, dtype=dtype), tl.ones(1, 1024, 2, 2, dtype=dtype)
     out = F.conv2d(x, w)
     assert out.dtype is dtype and float(out) == 4096
+    spread = F.conv_transpose2d(
+        tl.ones(1, 1, 64, 64, dtype=dtype), tl.ones(1, 1, 64, 64, dtype=dtype)
+    )
+    assert spread.dtype is dtype and float(spread[0, 0, 63, 63]) == 4096
     w.requires_grad_()
     F.conv2d(tl.ones(1, 1, 64, 64, dtype=dtype), w[:, :1, :1, :1]).backward(
         tl.ones(1, 1, 64, 64, dtype=dtype)
@@ -259,29 +270,81 @@ def compare(torch, name, arrays, *options):
     g = draw(*out.shape)
     out.backward(tl.from_numpy(g))
     expected.backward(torch.from_numpy(g))
-    for a, z in zip(ours, theirs):
+    for a, z in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a.grad.numpy(), z.grad.numpy(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     "error, words, call",
     [
-        (ShapeError, "conv2d: the input has shape .* expects 4", lambda: F.conv2d(tl.ones(3, 3), tl.ones(1, 1, 2, 2))),
-        (ShapeError, "conv2d: the weight has shape", lambda: F.conv2d(tl.ones(1, 1, 3, 3), tl.ones(1, 1, 2))),
-        (ShapeError, "has 3 channels; .* expects 2", lambda: F.conv2d(tl.ones(1, 3, 3, 3), tl.ones(4, 2, 2, 2))),
-        (ShapeError, "which 2 groups do not divide", lambda: F.conv1d(tl.ones(1, 4, 5), tl.ones(3, 2, 2), groups=2)),
-        (ShapeError, "the bias has shape", lambda: F.conv1d(tl.ones(1, 1, 5), tl.ones(3, 1, 2), tl.ones(2))),
+        (
+            ShapeError,
+            "conv2d: the input has shape .* expects 4",
+            lambda: F.conv2d(tl.ones(3, 3), tl.ones(1, 1, 2, 2)),
+        ),
+        (
+            ShapeError,
+            "conv2d: the weight has shape",
+            lambda: F.conv2d(tl.ones(1, 1, 3, 3), tl.ones(1, 1, 2)),
+        ),
+        (
+            ShapeError,
+            "has 3 channels; .* expects 2",
+            lambda: F.conv2d(tl.ones(1, 3, 3, 3), tl.ones(4, 2, 2, 2)),
+        ),
+        (
+            ShapeError,
+            "which 2 groups do not divide",
+            lambda: F.conv1d(tl.ones(1, 4, 5), tl.ones(3, 2, 2), groups=2),
+        ),
+        (
+            ShapeError,
+            "the bias has shape",
+            lambda: F.conv1d(tl.ones(1, 1, 5), tl.ones(3, 1, 2), tl.ones(2)),
+        ),
         (ShapeError, "larger than the input", lambda: F.conv1d(tl.ones(1, 1, 2), tl.ones(3, 1, 3))),
-        (ShapeError, "leaves an output", lambda: F.conv_transpose1d(tl.ones(1, 1, 1), tl.ones(1, 1, 1), padding=1)),
-        (DtypeError, "float32 and float64", lambda: F.conv1d(tl.ones(1, 1, 4), tl.ones(1, 1, 2, dtype=tl.float64))),
-        (ArgumentError, "groups is 0", lambda: F.conv1d(tl.ones(1, 1, 4), tl.ones(1, 1, 2), groups=0)),
-        (ArgumentError, "padding is 'full'", lambda: F.conv1d(tl.ones(1, 1, 4), tl.ones(1, 1, 2), padding="full")),
-        (ArgumentError, "needs stride 1", lambda: F.conv1d(tl.ones(1, 1, 4), tl.ones(1, 1, 2), None, 2, "same")),
-        (ArgumentError, "stride is 0", lambda: F.conv1d(tl.ones(1, 1, 4), tl.ones(1, 1, 2), stride=0)),
-        (ArgumentError, "tuple of 2 ints", lambda: F.conv2d(tl.ones(1, 1, 4, 4), tl.ones(1, 1, 2, 2), None, (1, 1, 1))),
-        (ArgumentError, "output_padding", lambda: F.conv_transpose1d(tl.ones(1, 1, 4), tl.ones(1, 1, 2), None, 1, 0, 1)),
+        (
+            ShapeError,
+            "leaves an output",
+            lambda: F.conv_transpose1d(tl.ones(1, 1, 1), tl.ones(1, 1, 1), padding=1),
+        ),
+        (
+            DtypeError,
+            "float32 and float64",
+            lambda: F.conv1d(tl.ones(1, 1, 4), tl.ones(1, 1, 2, dtype=tl.float64)),
+        ),
+        (
+            ArgumentError,
+            "groups is 0",
+            lambda: F.conv1d(tl.ones(1, 1, 4), tl.ones(1, 1, 2), groups=0),
+        ),
+        (
+            ArgumentError,
+            "padding is 'full'",
+            lambda: F.conv1d(tl.ones(1, 1, 4), tl.ones(1, 1, 2), padding="full"),
+        ),
+        (
+            ArgumentError,
+            "needs stride 1",
+            lambda: F.conv1d(tl.ones(1, 1, 4), tl.ones(1, 1, 2), None, 2, "same"),
+        ),
+        (
+            ArgumentError,
+            "stride is 0",
+            lambda: F.conv1d(tl.ones(1, 1, 4), tl.ones(1, 1, 2), stride=0),
+        ),
+        (
+            ArgumentError,
+            "tuple of 2 ints",
+            lambda: F.conv2d(tl.ones(1, 1, 4, 4), tl.ones(1, 1, 2, 2), None, (1, 1, 1)),
+        ),
+        (
+            ArgumentError,
+            "output_padding",
+            lambda: F.conv_transpose1d(tl.ones(1, 1, 4), tl.ones(1, 1, 2), None, 1, 0, 1),
+        ),
     ],
-)  # fmt: skip
+)
 def test_errors_name_what_does_not_fit(error, words, call):
     with pytest.raises(error, match=words):
         call()

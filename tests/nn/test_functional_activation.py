@@ -29,7 +29,8 @@ CLOSED_FORMS = {
     "celu": ({"alpha": 1.3}, lambda x: np.where(x > 0, x, 1.3 * np.expm1(np.minimum(x, 0) / 1.3))),
     "selu": (
         {},
-        lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(np.minimum(x, 0))),
+        lambda x: 1.0507009873554805
+        * np.where(x > 0, x, 1.6732632423543772 * np.expm1(np.minimum(x, 0))),
     ),
     "softplus": ({"beta": 2.0}, lambda x: np.logaddexp(0, 2 * x) / 2),
     "logsigmoid": ({}, special.log_expit),
@@ -38,8 +39,8 @@ CLOSED_FORMS = {
     "sigmoid": ({}, special.expit),
     "tanh": ({}, np.tanh),
 }  # fmt: skip
-INPLACE = ("relu", "relu6", "hardtanh", "leaky_relu", "threshold", "hardsigmoid", "hardswish", "silu",
-           "mish", "elu", "celu", "selu")  # fmt: skip
+INPLACE = ("relu", "relu6", "hardtanh", "leaky_relu", "threshold", "hardsigmoid", "hardswish",
+           "silu", "mish", "elu", "celu", "selu")  # fmt: skip
 # Away from the kinks of all of them, and out to where they saturate.
 POINTS = np.array([-40.0, -7.1, -3.2, -1.7, -0.61, -0.11, 0.13, 0.45, 0.9, 2.3, 6.2, 9.7, 40.0])
 
@@ -85,7 +86,10 @@ def test_dtype_and_shape_stay(name, dtype):
         out = function(x, **options)
         assert (out.dtype, out.shape) == (dtype, x.shape)
         np.testing.assert_allclose(
-            out.detach().double().numpy(), expected(x.detach().double().numpy()), precision, precision
+            out.detach().double().numpy(),
+            expected(x.detach().double().numpy()),
+            precision,
+            precision,
         )
         out.sum().backward()
         assert (x.grad.dtype, x.grad.shape) == (dtype, x.shape)
@@ -118,7 +122,9 @@ def test_trailing_underscore_is_inplace(name):
 
 def test_gelu_by_tanh(same_as_torch):
     same_as_torch(lambda F, x: F.gelu(x, approximate="tanh"), POINTS)
-    same_as_torch(lambda F, x: F.gelu(x, approximate="tanh"), POINTS.astype("float32"), rtol=1e-5, atol=1e-5)
+    same_as_torch(
+        lambda F, x: F.gelu(x, approximate="tanh"), POINTS.astype("float32"), rtol=1e-5, atol=1e-5
+    )
     x = tl.tensor(POINTS[1:-1].tolist(), dtype=tl.float64, requires_grad=True)
     assert gradcheck(lambda x: F.gelu(x, approximate="tanh"), x)
     assert gradgradcheck(lambda x: F.gelu(x, approximate="tanh"), x)

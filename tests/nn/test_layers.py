@@ -22,6 +22,12 @@ LAYERS = [
     ("Conv2d", (4, 6, (3, 2)), {"stride": 2, "padding": (1, 0), "groups": 2}, (3, 4, 8, 7)),
     ("Conv2d", (2, 2, 2), {"dilation": (2, 1), "padding": "same", "bias": False}, (2, 8, 7)),
     ("Conv2d", (2, 2, 3), {"padding": 1, "padding_mode": "reflect"}, (3, 2, 8, 7)),
+    (
+        "Conv2d",
+        (2, 2, (2, 3)),
+        {"dilation": (1, 2), "padding": "same", "padding_mode": "circular"},
+        (3, 2, 8, 7),
+    ),
     ("BatchNorm1d", (4,), {}, (5, 4)),
     ("BatchNorm1d", (4,), {"affine": False, "momentum": None}, (5, 4, 3)),
     ("BatchNorm2d", (4,), {"eps": 1e-3, "momentum": 0.3}, (5, 4, 3, 2)),

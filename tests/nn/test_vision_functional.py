@@ -1,4 +1,4 @@
-"""interpolate, unfold and fold against PyTorch, SciPy, their definitions, and finite differences."""
+"""interpolate, unfold, fold against PyTorch, SciPy, their definitions, finite differences."""
 
 import itertools
 import math
@@ -26,10 +26,20 @@ def draw(*shape, dtype=np.float32):
 
 
 @pytest.mark.parametrize("mode, n, align", MODES)
-@pytest.mark.parametrize("how", [
-    {"size": 5}, {"size": 12}, {"size": 1}, {"scale_factor": 2}, {"scale_factor": 0.6}, {"scale_factor": 2.3},
-    {"scale_factor": 1.7, "recompute_scale_factor": True}, {"size": "own"},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"size": 5},
+        {"size": 12},
+        {"size": 1},
+        {"scale_factor": 2},
+        {"scale_factor": 0.6},
+        {"scale_factor": 2.3},
+        {"scale_factor": 1.7, "recompute_scale_factor": True},
+        {"size": "own"},
+    ],
+    ids=str,
+)
 def test_interpolate_as_torch(torch, mode, n, align, how):
     if how.get("size") == "own":
         how = {"size": SIZES[n]}
@@ -54,7 +64,7 @@ def test_interpolate_as_torch(torch, mode, n, align, how):
 
 @pytest.mark.parametrize("size", [3, 9, 11])
 def test_linear_modes_are_what_scipy_reads_between_the_pixels(size, device):
-    """With aligned corners the outputs lie at evenly spaced places from the first pixel to the last."""
+    """With aligned corners the outputs lie evenly from the first pixel to the last."""
     image = draw(6, 7)
     places = np.meshgrid(*[np.linspace(0, n - 1, size) for n in image.shape], indexing="ij")
     expected = scipy.ndimage.map_coordinates(image, places, order=1, mode="nearest")
@@ -89,7 +99,9 @@ def keys(t, a=-0.75):
 @pytest.mark.parametrize("m", [3, 7, 10])
 def test_cubic_is_a_convolution_with_keys_kernel(m, device):
     x = draw(5, dtype=np.float64)
-    out = F.interpolate(tl.from_numpy(x).to(device).reshape(1, 1, 1, 5), size=(1, m), mode="bicubic")
+    out = F.interpolate(
+        tl.from_numpy(x).to(device).reshape(1, 1, 1, 5), size=(1, m), mode="bicubic"
+    )
     padded = np.pad(x, 3, mode="edge")
     centres = (np.arange(m) + 0.5) * 5 / m - 0.5
     expected = [sum(v * keys(c - (j - 3)) for j, v in enumerate(padded)) for c in centres]
@@ -115,10 +127,12 @@ def columns(x, kernel, dilation, padding, stride):
         v if isinstance(v, tuple) else (v, v) for v in (kernel, dilation, padding, stride)
     )
     x = np.pad(x, [(0, 0), (0, 0), *[(p, p) for p in padding]])
-    extents = [d * (k - 1) + 1 for k, d in zip(kernel, dilation)]
-    starts = [range(0, n - e + 1, s) for n, e, s in zip(x.shape[2:], extents, stride)]
+    extents = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    starts = [range(0, n - e + 1, s) for n, e, s in zip(x.shape[2:], extents, stride, strict=True)]
     patches = [
-        x[:, :, i : i + extents[0] : dilation[0], j : j + extents[1] : dilation[1]].reshape(len(x), -1)
+        x[:, :, i : i + extents[0] : dilation[0], j : j + extents[1] : dilation[1]].reshape(
+            len(x), -1
+        )
         for i in starts[0]
         for j in starts[1]
     ]
@@ -175,16 +189,28 @@ def image():
         (ArgumentError, "either size or scale_factor", lambda: F.interpolate(image())),
         (ArgumentError, "either size or scale_factor", lambda: F.interpolate(image(), 2, 2)),
         (ArgumentError, "mode is 'cubic'", lambda: F.interpolate(image(), 2, mode="cubic")),
-        (ArgumentError, "no meaning for mode 'area'", lambda: F.interpolate(image(), 2, mode="area", align_corners=True)),
-        (ArgumentError, "antialias", lambda: F.interpolate(image(), 2, mode="bilinear", antialias=True)),
-        (ArgumentError, "one per dimension", lambda: F.interpolate(image(), scale_factor=(2, 2, 2))),
+        (
+            ArgumentError,
+            "no meaning for mode 'area'",
+            lambda: F.interpolate(image(), 2, mode="area", align_corners=True),
+        ),
+        (
+            ArgumentError,
+            "antialias",
+            lambda: F.interpolate(image(), 2, mode="bilinear", antialias=True),
+        ),
+        (
+            ArgumentError,
+            "one per dimension",
+            lambda: F.interpolate(image(), scale_factor=(2, 2, 2)),
+        ),
         (ShapeError, "'bilinear' expects 4", lambda: F.interpolate(image()[0], 2, mode="bilinear")),
         (ShapeError, "scale up more", lambda: F.interpolate(image(), scale_factor=0.1)),
         (ShapeError, "larger than the image", lambda: F.unfold(image(), 5)),
         (ShapeError, "expects 4 dimensions", lambda: F.unfold(tl.ones(3, 3), 2)),
         (ShapeError, "fold: .* columns", lambda: F.fold(tl.ones(1, 4, 5), (4, 4), 2)),
     ],
-)  # fmt: skip
+)
 def test_errors_name_what_does_not_fit(error, words, call):
     with pytest.raises(error, match=words):
         call()

@@ -117,6 +117,20 @@ def conv_weight(
     return out.reshape(y.shape[1], x.shape[1] // groups, *kernel)
 
 
+def columns(x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Any:
+    """The windows of x as columns."""
+    seen, _ = conv_tensor(x.shape[2:], kernel, stride, padding, dilation)
+    out = np.einsum("ncx,wkx->nckw", x.reshape(*x.shape[:2], -1), seen)
+    return out.reshape(x.shape[0], -1, len(seen))
+
+
+def uncolumns(x: Any, shape: Any, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Any:
+    """Columns added back to where they came from."""
+    seen, _ = conv_tensor(shape, kernel, stride, padding, dilation)
+    wide = x.reshape(x.shape[0], -1, seen.shape[1], len(seen))
+    return np.einsum("nckw,wkx->ncx", wide, seen).reshape(x.shape[0], -1, *shape)
+
+
 # x, weight, stride, padding, dilation, groups
 CONVOLUTIONS = (
     ((2, 2, 5), (3, 2, 3), (1,), ((0, 0),), (1,), 1),
@@ -128,8 +142,9 @@ CONVOLUTIONS = (
 
 
 def convolutions() -> dict[str, list[Case]]:
-    """Cases of convolution and its two adjoints."""
-    found: dict[str, list[Case]] = {"conv": [], "conv_data": [], "conv_weight": []}
+    """Cases of convolution and its two adjoints, and of windows as columns and back."""
+    names = ("conv", "conv_data", "conv_weight", "im2col", "col2im")
+    found: dict[str, list[Case]] = {name: [] for name in names}
     for i, (x, weight, stride, padding, dilation, groups) in enumerate(CONVOLUTIONS):
         _, count = conv_tensor(x[2:], weight[2:], stride, padding, dilation)
         y = (x[0], weight[0], *count)
@@ -141,6 +156,12 @@ def convolutions() -> dict[str, list[Case]]:
         )
         found["conv_weight"].append(
             Case((Values(x), Values(y)), conv_weight, {**how, "kernel": weight[2:]}, tolerance=64)
+        )
+        how = {"kernel": weight[2:], **{k: v for k, v in how.items() if k != "groups"}}
+        folded = (x[0], x[1] * math.prod(weight[2:]), math.prod(count))
+        found["im2col"].append(Case((Values(x),), columns, how))
+        found["col2im"].append(
+            Case((Values(folded),), uncolumns, {**how, "shape": x[2:]}, tolerance=16)
         )
     return found
 
@@ -239,8 +260,8 @@ TAPS = Taps(np.array([[0, 1], [1, 2], [2, 0]]), np.array([[0.25, 0.75], [1.0, 0.
 
 def resample(x: Any, dim: int, taps: Any) -> Any:
     """A matrix of the weights along one dimension."""
-    matrix = np.zeros((len(taps.index), taps.size))
-    for i, (places, weights) in enumerate(zip(taps.index, taps.weight, strict=True)):
+    matrix = np.zeros((len(taps.places), taps.size))
+    for i, (places, weights) in enumerate(zip(taps.places, taps.weight, strict=True)):
         matrix[i, places] += weights
     return np.moveaxis(np.moveaxis(x, dim, -1) @ matrix.T, -1, dim)
 

@@ -29,7 +29,7 @@ EXPRESSIONS = [
     "t.std(x)", "x.std(1)", "x.std(0, unbiased=False, keepdim=True)", "t.std(z, correction=0)", "e.std()",
     "t.var_mean(x, 1)", "t.std_mean(x)", "t.std_mean(x, (0, 1), unbiased=False)",
     "t.norm(x)", "x.norm(2, 1)", "x.norm(1)", "x.norm(inf, 0)", "x.norm(-inf, 1)", "x.norm(3, 1, True)",
-    "x.norm(0, 1)", "x.norm('fro')", "x.norm(p=2, dim=(0, 1))", "s.norm()", "c.norm()", "(x * 0).norm()",
+    "x.detach().norm(0, 1)", "x.norm('fro')", "x.norm(p=2, dim=(0, 1))", "s.norm()", "c.norm()", "(x * 0).norm()",
     "t.norm(x, dtype=t.float64)", "x.norm(0.5)",
     "t.amax(x)", "x.amax(0)", "x.amax((0, 1), keepdim=True)", "x.amin(1)", "t.amin(z, (0, 2))", "nan.amax(1)",
     "nan.amin(0)", "i.amax()", "u.amin(0)", "s.amax()", "t.amax(x.clamp(max=0.2), 1)", "b.amax(0)",
@@ -115,7 +115,7 @@ def test_half_precision_sums_do_not_stick(device: str) -> None:
         ones = tl.ones(4096, dtype=dtype, device=device)
         assert ones.sum().item() == 4096 and ones.mean().item() == 1
         assert ones.norm().item() == 64 and ones.cumsum(0)[-1].item() == 4096
-        assert ones.logsumexp(0).item() == pytest.approx(np.log(4096), rel=1e-2)
+        assert ones.logsumexp(0).item() == pytest.approx(1 + np.log(4096), rel=1e-2)
 
 
 def test_out_is_written_and_resized() -> None:

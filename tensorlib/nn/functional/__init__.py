@@ -157,6 +157,7 @@ from tensorlib.nn.functional.vision import (
     fold,
     interpolate,
     unfold,
+    upsample,
     upsample_bilinear,
     upsample_nearest,
 )
@@ -274,6 +275,7 @@ __all__ = [
     "triplet_margin_loss",
     "triplet_margin_with_distance_loss",
     "unfold",
+    "upsample",
     "upsample_bilinear",
     "upsample_nearest",
 ]

@@ -1,6 +1,7 @@
-"""Adaptive pooling: as many windows as the output has elements, of sizes that differ by at most one.
+"""Adaptive pooling: as many windows as the output has elements, of nearly equal sizes.
 
-Window i of m over n elements reaches from ⌊i n / m⌋ to ⌈(i + 1) n / m⌉. Where m divides n that is ordinary pooling.
+Window i of m over n elements reaches from ⌊i n / m⌋ to ⌈(i + 1) n / m⌉. Where m divides n that is
+ordinary pooling.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def _output_sizes(name: str, output_size: Any, sizes: Sizes) -> Sizes:
 
 
 def _elements(n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
-    """For m windows over n elements: their elements (m, longest), the last one repeated, and their lengths."""
+    """The elements of m windows over n, (m, longest), the last one repeated; and their lengths."""
     window = np.arange(m)
     start, stop = window * n // m, -(-(window + 1) * n // m)
     index = start[:, None] + np.arange((stop - start).max())
@@ -68,7 +69,7 @@ def _adaptive_avg_pool(n: int, input: Any, output_size: Any) -> Any:
 
 
 def adaptive_avg_pool1d(input: Any, output_size: Any) -> Any:
-    """The means of `output_size` windows of the last dimension; see `adaptive_avg_pool2d`."""
+    """The means of windows of the last dimension; see `adaptive_avg_pool2d`."""
     return _adaptive_avg_pool(1, input, output_size)
 
 
@@ -121,7 +122,7 @@ def _adaptive_max_pool(n: int, input: Any, output_size: Any, return_indices: boo
 
 
 def adaptive_max_pool1d(input: Any, output_size: Any, return_indices: bool = False) -> Any:
-    """The largest elements of `output_size` windows of the last dimension; see `adaptive_max_pool2d`."""
+    """The largest elements of windows of the last dimension; see `adaptive_max_pool2d`."""
     return _adaptive_max_pool(1, input, output_size, return_indices)
 
 

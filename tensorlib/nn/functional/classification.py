@@ -6,7 +6,7 @@ from typing import Any
 
 from tensorlib.autograd.core import apply, wrap
 from tensorlib.backend import get_backend
-from tensorlib.dtypes import FLOATING
+from tensorlib.dtypes import FLOATING, int32, int64, uint8
 from tensorlib.errors import ArgumentError, DimensionError, DtypeError, ShapeError
 from tensorlib.nn.functional.reduction import reduce_loss, require_same_size, resolve
 from tensorlib.ops.elementwise import abs as abs_
@@ -30,7 +30,7 @@ def _class_targets(name: str, input: Any, target: Any, ignore_index: int) -> Any
         DimensionError: a class is out of range.
     """
     raw, shape = target._array, input._array.shape
-    if raw.dtype.kind not in "iu" or raw.dtype.name not in ("int64", "int32", "uint8"):
+    if target.dtype not in (int64, int32, uint8):
         raise DtypeError(
             f"{name}: expected target dtype to be int64 (class indices), but got {target.dtype}; "
             "convert it with .long(), or pass class probabilities in the input's shape and dtype"
@@ -58,7 +58,7 @@ def _class_targets(name: str, input: Any, target: Any, ignore_index: int) -> Any
                     f"classes lie in [0, {shape[1] - 1}]"
                 )
             return wrap(b.where(ignored, -1, raw.astype("int64")))
-    return target if raw.dtype.name == "int64" else wrap(raw.astype("int64"))
+    return target if target.dtype is int64 else wrap(raw.astype("int64"))
 
 
 def _class_weight(name: str, weight: Any, input: Any) -> Any:

@@ -12,7 +12,7 @@ from .sizes import batched, per_axis
 
 
 def _paddings(name: str, padding: Any, kernel: Sizes, stride: Sizes, dilation: Sizes) -> Pairs:
-    """Padding before and after each axis; an odd total of "same" has the larger part behind, as in torch."""
+    """Padding before and after each axis; "same" has the larger part behind, as in torch."""
     n = len(kernel)
     if not isinstance(padding, str):
         return tuple((p, p) for p in per_axis(name, "padding", padding, n))
@@ -21,7 +21,9 @@ def _paddings(name: str, padding: Any, kernel: Sizes, stride: Sizes, dilation: S
     if padding != "same":
         raise ArgumentError(f"{name}: padding is {padding!r}; pass ints, 'valid' or 'same'")
     if any(s != 1 for s in stride):
-        raise ArgumentError(f"{name}: padding 'same' needs stride 1, not {stride}; pass the padding in ints")
+        raise ArgumentError(
+            f"{name}: padding 'same' needs stride 1, not {stride}; pass the padding in ints"
+        )
     totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
     return tuple((t // 2, t - t // 2) for t in totals)
 
@@ -33,24 +35,39 @@ def _check(name: str, input: Any, weight: Any, bias: Any, groups: int, transpose
     rows, columns = weight.shape[:2]
     expected, outputs = (rows, columns * groups) if transposed else (columns * groups, rows)
     if rows % groups:
-        raise ShapeError(f"{name}: weight {list(weight.shape)} has {rows} rows, which {groups} groups do not divide")
+        raise ShapeError(
+            f"{name}: weight {list(weight.shape)} has {rows} rows, which {groups} groups do not "
+            "divide"
+        )
     if input.shape[1] != expected:
         raise ShapeError(
             f"{name}: the input of shape {list(input.shape)} has {input.shape[1]} channels; weight "
             f"{list(weight.shape)} with groups={groups} expects {expected}"
         )
     if bias is not None and tuple(bias.shape) != (outputs,):
-        raise ShapeError(f"{name}: the bias has shape {list(bias.shape)}, expects [{outputs}], one per output channel")
+        raise ShapeError(
+            f"{name}: the bias has shape {list(bias.shape)}, expects [{outputs}], one per output "
+            "channel"
+        )
 
 
 def _kernel(name: str, weight: Any, n: int) -> Sizes:
     if weight.ndim != n + 2:
-        raise ShapeError(f"{name}: the weight has shape {list(weight.shape)}; expects {n + 2} dimensions")
+        raise ShapeError(
+            f"{name}: the weight has shape {list(weight.shape)}; expects {n + 2} dimensions"
+        )
     return tuple(weight.shape[2:])
 
 
 def _conv(
-    n: int, input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
+    n: int,
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
 ) -> Any:
     name = f"conv{n}d"
     kernel = _kernel(name, weight, n)
@@ -62,8 +79,9 @@ def _conv(
     for size, k, pair, d in zip(x.shape[2:], kernel, pads, spread, strict=True):
         if count(size, k, 1, pair, d) < 1:
             raise ShapeError(
-                f"{name}: the kernel {list(kernel)} with dilation {list(spread)} is larger than the input "
-                f"{list(x.shape[2:])} with padding {[list(p) for p in pads]}; pad more, or use a smaller kernel"
+                f"{name}: the kernel {list(kernel)} with dilation {list(spread)} is larger than "
+                f"the input {list(x.shape[2:])} with padding {[list(p) for p in pads]}; pad more, "
+                "or use a smaller kernel"
             )
     options = {"stride": steps, "padding": pads, "dilation": spread, "groups": groups}
     out = apply(conv_p, (x, weight, bias), options)
@@ -99,17 +117,18 @@ def conv2d(
         weight: (O, C / groups, kernel height, kernel width).
         bias: (O,), or None.
         stride: Steps of the kernel, one number or one per dimension.
-        padding: Zeros added on both sides; or "valid" (none); or "same" (such that the output is as large as
-            the input, for stride 1).
+        padding: Zeros added on both sides; or "valid" (none); or "same" (such that the output is
+            as large as the input, for stride 1).
         dilation: Distance of the kernel's elements.
         groups: Each of this many groups of outputs sees its own group of input channels only.
 
     Returns:
-        (N, O, H', W') with H' = ⌊(H + 2 · padding - dilation · (kernel - 1) - 1) / stride⌋ + 1; without N if the
-        input has none.
+        (N, O, H', W'), without N if the input has none, where
+        H' = ⌊(H + 2 · padding - dilation · (kernel - 1) - 1) / stride⌋ + 1.
 
     Raises:
-        ShapeError: dimensions, channels or groups that do not fit, or a kernel larger than the padded input.
+        ShapeError: dimensions, channels or groups that do not fit, or a kernel larger than the
+            padded input.
         DtypeError: input, weight and bias differ in dtype.
         ArgumentError: an option out of its range.
 
@@ -158,18 +177,25 @@ def _conv_transpose(
     extra = per_axis(name, "output_padding", output_padding, n)
     if any(e >= max(s, d) for e, s, d in zip(extra, steps, spread, strict=True)):
         raise ArgumentError(
-            f"{name}: output_padding {extra} must be smaller than stride {steps} or dilation {spread}"
+            f"{name}: output_padding {extra} must be smaller than stride {steps} or dilation "
+            f"{spread}"
         )
     axes = list(zip(y.shape[2:], kernel, steps, pads, extra, spread, strict=True))
     shape = tuple((size - 1) * s - 2 * p + d * (k - 1) + e + 1 for size, k, s, p, e, d in axes)
     if min(shape) < 1:
         raise ShapeError(
-            f"{name}: an input of {list(y.shape[2:])} with kernel {list(kernel)} and padding {list(pads)} leaves an "
-            f"output of {list(shape)}; pad less"
+            f"{name}: an input of {list(y.shape[2:])} with kernel {list(kernel)} and padding "
+            f"{list(pads)} leaves an output of {list(shape)}; pad less"
         )
     # With `extra` taken off behind, exactly the input's windows fit the output.
     pairs = tuple((p, p - e) for p, e in zip(pads, extra, strict=True))
-    options = {"shape": shape, "stride": steps, "padding": pairs, "dilation": spread, "groups": groups}
+    options = {
+        "shape": shape,
+        "stride": steps,
+        "padding": pairs,
+        "dilation": spread,
+        "groups": groups,
+    }
     out = apply(conv_data_p, (y, weight), options)
     if bias is not None:
         out = out + bias.reshape(-1, *[1] * n)
@@ -187,7 +213,9 @@ def conv_transpose1d(
     dilation: Any = 1,
 ) -> Any:
     """Transposed convolution along the last dimension; arguments as for `conv_transpose2d`."""
-    return _conv_transpose(1, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return _conv_transpose(
+        1, input, weight, bias, stride, padding, output_padding, groups, dilation
+    )
 
 
 def conv_transpose2d(
@@ -213,8 +241,8 @@ def conv_transpose2d(
         dilation: Distance of the kernel's elements.
 
     Returns:
-        (N, O, H', W') with H' = (H - 1) · stride - 2 · padding + dilation · (kernel - 1) + output_padding + 1;
-        without N if the input has none.
+        (N, O, H', W'), without N if the input has none, where
+        H' = (H - 1) · stride - 2 · padding + dilation · (kernel - 1) + output_padding + 1.
 
     Raises:
         ShapeError: dimensions, channels or groups that do not fit, or an output without elements.
@@ -224,7 +252,9 @@ def conv_transpose2d(
     Source:
         Dumoulin, Visin: "A guide to convolution arithmetic for deep learning", 2016.
     """
-    return _conv_transpose(2, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return _conv_transpose(
+        2, input, weight, bias, stride, padding, output_padding, groups, dilation
+    )
 
 
 def conv_transpose3d(
@@ -237,5 +267,7 @@ def conv_transpose3d(
     groups: int = 1,
     dilation: Any = 1,
 ) -> Any:
-    """Transposed convolution along the last three dimensions; arguments as for `conv_transpose2d`."""
-    return _conv_transpose(3, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    """Transposed convolution along three dimensions; arguments as for `conv_transpose2d`."""
+    return _conv_transpose(
+        3, input, weight, bias, stride, padding, output_padding, groups, dilation
+    )

@@ -45,6 +45,4 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Any:
             f"linear: expected input, weight and bias to have the same dtype, but got "
             f"{', '.join(found)}; convert with .to()"
         )
-    if x.ndim == 1:
-        return apply(linear_p, (input.unsqueeze(0), weight, bias)).squeeze(0)
     return apply(linear_p, (input, weight, bias))

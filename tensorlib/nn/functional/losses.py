@@ -17,17 +17,27 @@ from tensorlib.ops.transcendental import exp, log, sqrt
 # --- regression ----------------------------------------------------------------------------------
 
 
-def _weighted(loss: Any, weight: Any, reduction: str) -> Any:
-    """The reduced loss; a weighted mean divides by the sum of the weights."""
+def _times(loss: Any, weight: Any) -> Any:
+    """One loss per element, weighted.
+
+    Raises:
+        ShapeError: the shapes differ.
+    """
     if weight is None:
-        return reduce_loss(loss, reduction)
+        return loss
     if weight.shape != loss.shape:
         raise ShapeError(
             f"loss: weight has shape {list(weight.shape)}, the losses {list(loss.shape)}; they "
             "must agree"
         )
-    loss = loss * weight
-    return loss.sum() / weight.sum() if reduction == "mean" else reduce_loss(loss, reduction)
+    return loss * weight
+
+
+def _weighted(loss: Any, weight: Any, reduction: str) -> Any:
+    """The reduced loss; a weighted mean divides by the sum of the weights."""
+    if weight is not None and reduction == "mean":
+        return _times(loss, weight).sum() / weight.sum()
+    return reduce_loss(_times(loss, weight), reduction)
 
 
 def mse_loss(
@@ -105,7 +115,7 @@ def huber_loss(
         target: True values.
         reduction: "none", "mean" or "sum".
         delta: Where the square turns into a line.
-        weight: A weight per element; the mean is then weighted.
+        weight: A weight per element; the mean divides by the number of elements all the same.
 
     Raises:
         ArgumentError: δ is not positive.
@@ -116,7 +126,7 @@ def huber_loss(
         raise ArgumentError(f"huber_loss: delta is {delta}; it must be positive")
     size = abs_(input - target)
     loss = where(size <= delta, size * size * 0.5, (size - 0.5 * delta) * delta)
-    return _weighted(loss, weight, reduction)
+    return reduce_loss(_times(loss, weight), reduction)
 
 
 # --- distributions -------------------------------------------------------------------------------

@@ -37,9 +37,14 @@ def _check_affine(name: str, input: Any, shape: tuple[int, ...], **parameters: A
             )
 
 
+def _shaped(x: Any, shape: tuple[int, ...]) -> Any:
+    """A tensor (or None) in another shape; recorded only if it has to change."""
+    return x if x is None or x._array.shape == shape else x.reshape(shape)
+
+
 def _normalize(
     input: Any,
-    shape: Sequence[int],
+    shape: tuple[int, ...],
     weight: Any,
     bias: Any,
     affine: tuple[int, ...],
@@ -48,12 +53,10 @@ def _normalize(
     centred: bool = True,
 ) -> tuple[Any, Any, Any]:
     """(output in the input's shape, mean, variance), with views of the given shapes."""
-    x = input.reshape(tuple(shape))
-    w = None if weight is None else weight.reshape(affine)
-    z = None if bias is None else bias.reshape(affine)
+    x, w, z = _shaped(input, shape), _shaped(weight, affine), _shaped(bias, affine)
     options = {"axes": axes, "eps": eps, "centred": centred}
     out, mean, var = apply(normalize_p, (x, w, z), options)
-    return out.reshape(tuple(input.shape)), mean, var
+    return _shaped(out, input._array.shape), mean, var
 
 
 def _normalized_shape(name: str, input: Any, shape: Any) -> tuple[int, ...]:
@@ -71,6 +74,15 @@ def _normalized_shape(name: str, input: Any, shape: Any) -> tuple[int, ...]:
             f"[*, {', '.join(map(str, found))}], but got input of shape {list(input.shape)}"
         )
     return found
+
+
+def _normalize_last(
+    input: Any, shape: tuple[int, ...], weight: Any, bias: Any, eps: float, centred: bool = True
+) -> Any:
+    """Normalize over the last dimensions, joined into one."""
+    lead = input._array.shape[: input.ndim - len(shape)]
+    n = math.prod(shape)
+    return _normalize(input, (*lead, n), weight, bias, (n,), (len(lead),), eps, centred)[0]
 
 
 def layer_norm(
@@ -96,9 +108,7 @@ def layer_norm(
     """
     shape = _normalized_shape("layer_norm", input, normalized_shape)
     _check_affine("layer_norm", input, shape, weight=weight, bias=bias)
-    n = math.prod(shape)
-    rows = math.prod(input.shape[: input.ndim - len(shape)])
-    return _normalize(input, (rows, n), weight, bias, (n,), (1,), eps)[0]
+    return _normalize_last(input, shape, weight, bias, eps)
 
 
 def rms_norm(
@@ -121,9 +131,7 @@ def rms_norm(
     _check_affine("rms_norm", input, shape, weight=weight)
     if eps is None:
         eps = finfo("float32" if input._array.dtype in HALF else input.dtype).eps  # type: ignore[arg-type]
-    n = math.prod(shape)
-    rows = math.prod(input.shape[: input.ndim - len(shape)])
-    return _normalize(input, (rows, n), weight, None, (n,), (1,), eps, centred=False)[0]
+    return _normalize_last(input, shape, weight, None, eps, centred=False)
 
 
 def _blend(running: Any, batch: Any, momentum: float) -> None:

@@ -78,18 +78,17 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float | N
     x = input
     for i in range(0, len(sizes), 2):
         before, after, d = sizes[i], sizes[i + 1], input.ndim - 1 - i // 2
-        n = x.shape[d]
-        if n == 0 or (limit is not None and max(before, after) > n + limit):
-            raise ShapeError(
-                f"pad: padding ({before}, {after}) at dimension {d} of input "
-                f"{list(input.shape)}: mode "
-                f"{mode!r} takes at most {n + (limit or 0)}"
-            )
-        parts = continue_(x, d, max(before, 0), max(after, 0), n)
-        x = cat(parts, d) if len(parts) > 1 else x
         cropped = max(-before, 0), max(-after, 0)
         if any(cropped):
             x = narrow(x, d, cropped[0], x.shape[d] - sum(cropped))
+        before, after, n = max(before, 0), max(after, 0), x.shape[d]
+        if n == 0 or (limit is not None and max(before, after) > n + limit):
+            raise ShapeError(
+                f"pad: padding ({before}, {after}) at dimension {d} of input {list(input.shape)}: "
+                f"mode {mode!r} takes at most {n + (limit or 0)}"
+            )
+        if before or after:
+            x = cat(continue_(x, d, before, after, n), d)
     return x
 
 

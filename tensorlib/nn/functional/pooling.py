@@ -18,9 +18,21 @@ from ...ops.pooling import max_pool_p, sum_pool_p
 from .sizes import batched, per_axis
 
 
+def _steps(name: str, stride: Any, kernel: Sizes) -> Sizes:
+    """The stride; by default (None, or an empty list) the kernel's size."""
+    if stride is None or stride == []:
+        return kernel
+    return per_axis(name, "stride", stride, len(kernel), least=1)
+
 
 def _windows(
-    name: str, sizes: Sizes, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, ceil_mode: bool
+    name: str,
+    sizes: Sizes,
+    kernel: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    ceil_mode: bool,
 ) -> Sizes:
     """The number of windows along each axis.
 
@@ -29,7 +41,10 @@ def _windows(
     """
     extents = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
     if any(2 * p > k for p, k in zip(padding, extents, strict=True)):
-        raise ShapeError(f"{name}: padding {list(padding)} exceeds half of the kernel {list(kernel)}; pad the input")
+        raise ShapeError(
+            f"{name}: padding {list(padding)} exceeds half of the kernel {list(kernel)}; pad the "
+            "input"
+        )
     found = []
     for n, k, s, p in zip(sizes, extents, stride, padding, strict=True):
         room = n + 2 * p - k
@@ -39,22 +54,27 @@ def _windows(
         found.append(count)
     if min(found) < 1 or min(sizes) < 1:
         raise ShapeError(
-            f"{name}: the kernel {list(kernel)} does not fit the input {list(sizes)} with padding {list(padding)}; "
+            f"{name}: the kernel {list(kernel)} does not fit the input {list(sizes)} with padding "
+            f"{list(padding)}; "
             "use a smaller kernel, or pad"
         )
     return tuple(found)
 
 
-# --- max pooling -------------------------------------------------------------------------------------
+# --- max pooling ----------------------------------------------------------------------------------
 
 
-def positions(indices: Any, sizes: Sizes, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes) -> Any:
+def positions(
+    indices: Any, sizes: Sizes, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes
+) -> Any:
     """Numbers within windows as positions in the flattened plane of the input."""
     rest, flat, plane = indices.long(), 0, 1
     n = len(sizes)
     for axis in reversed(range(n)):
         shape = [-1 if a == axis else 1 for a in range(n)]
-        start = arange(indices.shape[2 + axis], device=indices.device) * stride[axis] - padding[axis]
+        start = (
+            arange(indices.shape[2 + axis], device=indices.device) * stride[axis] - padding[axis]
+        )
         flat = flat + (rest % kernel[axis] * dilation[axis] + start.reshape(shape)) * plane
         rest = rest // kernel[axis]
         plane *= sizes[axis]
@@ -74,12 +94,18 @@ def _max_pool(
     name = f"max_pool{n}d"
     x, had_batch = batched(name, input, n)
     kernel = per_axis(name, "kernel_size", kernel_size, n, least=1)
-    steps = per_axis(name, "stride", stride, n, least=1) if stride is not None and stride != [] else kernel
+    steps = _steps(name, stride, kernel)
     pads = per_axis(name, "padding", padding, n)
     spread = per_axis(name, "dilation", dilation, n, least=1)
     sizes = tuple(x.shape[2:])
     shape = _windows(name, sizes, kernel, steps, pads, spread, ceil_mode)
-    options = {"kernel": kernel, "stride": steps, "padding": pads, "dilation": spread, "shape": shape}
+    options = {
+        "kernel": kernel,
+        "stride": steps,
+        "padding": pads,
+        "dilation": spread,
+        "shape": shape,
+    }
     out, indices = apply(max_pool_p, (x,), options)
     out = out if had_batch else out.squeeze(0)
     if not return_indices:
@@ -140,7 +166,7 @@ def max_pool3d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Any:
-    """The largest element of each window of the last three dimensions; arguments as for `max_pool2d`."""
+    """The largest element of each window of three dimensions; arguments as for `max_pool2d`."""
     return _max_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
@@ -165,16 +191,19 @@ def _max_unpool(
     name = f"max_unpool{n}d"
     x, had_batch = batched(name, input, n)
     kernel = per_axis(name, "kernel_size", kernel_size, n, least=1)
-    steps = per_axis(name, "stride", stride, n, least=1) if stride is not None else kernel
+    steps = _steps(name, stride, kernel)
     pads = per_axis(name, "padding", padding, n)
     axes = list(zip(x.shape[2:], kernel, steps, pads, strict=True))
     default = tuple((size - 1) * s - 2 * p + k for size, k, s, p in axes)
     shape = default if output_size is None else tuple(output_size)[-n:]
     if any(not d - s < m < d + s for m, d, s in zip(shape, default, steps, strict=True)):
-        raise ArgumentError(f"{name}: output_size {list(shape)} is not within a stride of {list(default)}")
+        raise ArgumentError(
+            f"{name}: output_size {list(shape)} is not within a stride of {list(default)}"
+        )
     if tuple(indices.shape) != tuple(input.shape):
         raise ShapeError(
-            f"{name}: the indices have shape {list(indices.shape)}, the input {list(input.shape)}; they must agree"
+            f"{name}: the indices have shape {list(indices.shape)}, the input "
+            f"{list(input.shape)}; they must agree"
         )
     base = zeros(*x.shape[:2], math.prod(shape), dtype=x.dtype, device=x.device)
     flat = scatter(base, 2, indices.reshape(*x.shape[:2], -1), x.reshape(*x.shape[:2], -1))
@@ -183,14 +212,24 @@ def _max_unpool(
 
 
 def max_unpool1d(
-    input: Any, indices: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, output_size: Any = None
+    input: Any,
+    indices: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    output_size: Any = None,
 ) -> Any:
     """The inverse of `max_pool1d`; arguments as for `max_unpool2d`."""
     return _max_unpool(1, input, indices, kernel_size, stride, padding, output_size)
 
 
 def max_unpool2d(
-    input: Any, indices: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, output_size: Any = None
+    input: Any,
+    indices: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    output_size: Any = None,
 ) -> Any:
     """The maxima back in their places, zeros elsewhere.
 
@@ -203,25 +242,31 @@ def max_unpool2d(
         output_size: The spatial sizes before pooling, where the default is not right.
 
     Raises:
-        ShapeError: indices and input differ in shape.
+        ShapeError: indices and input differ in shape, or an index lies beyond the output.
         ArgumentError: an output size that the pooling cannot have had.
-        DimensionError: an index beyond the output.
     """
     return _max_unpool(2, input, indices, kernel_size, stride, padding, output_size)
 
 
 def max_unpool3d(
-    input: Any, indices: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, output_size: Any = None
+    input: Any,
+    indices: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    output_size: Any = None,
 ) -> Any:
     """The inverse of `max_pool3d`; arguments as for `max_unpool2d`."""
     return _max_unpool(3, input, indices, kernel_size, stride, padding, output_size)
 
 
-# --- averages ----------------------------------------------------------------------------------------
+# --- averages -------------------------------------------------------------------------------------
 
 
-def _counts(x: Any, shape: Sizes, kernel: Sizes, stride: Sizes, padding: Sizes, include: bool) -> Any:
-    """The number of elements that each window is divided by; None if that is the kernel's size everywhere."""
+def _ratio(
+    x: Any, shape: Sizes, kernel: Sizes, stride: Sizes, padding: Sizes, include: bool
+) -> Any:
+    """The kernel's size over the number that each sum is divided by; None where all are equal."""
     total: Any = 1
     for n, count, k, s, p in zip(x.shape[2:], shape, kernel, stride, padding, strict=True):
         start = np.arange(count) * s - p
@@ -248,7 +293,7 @@ def _avg_pool(
     name = f"avg_pool{n}d"
     x, had_batch = batched(name, input, n)
     kernel = per_axis(name, "kernel_size", kernel_size, n, least=1)
-    steps = per_axis(name, "stride", stride, n, least=1) if stride is not None and stride != [] else kernel
+    steps = _steps(name, stride, kernel)
     pads = per_axis(name, "padding", padding, n)
     if divisor_override == 0:
         raise ArgumentError(f"{name}: divisor_override is 0; pass another number, or None")
@@ -257,7 +302,7 @@ def _avg_pool(
     options = {"kernel": kernel, "stride": steps, "padding": pads, "shape": shape, "scale": scale}
     out = apply(sum_pool_p, (x,), options)
     if divisor_override is None:
-        ratio = _counts(x, shape, kernel, steps, pads, count_include_pad)
+        ratio = _ratio(x, shape, kernel, steps, pads, count_include_pad)
         out = out if ratio is None else out * ratio
     return out if had_batch else out.squeeze(0)
 
@@ -301,7 +346,9 @@ def avg_pool2d(
         ShapeError: dimensions, kernel or padding that do not fit.
         ArgumentError: an option out of its range.
     """
-    return _avg_pool(2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return _avg_pool(
+        2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+    )
 
 
 def avg_pool3d(
@@ -313,11 +360,15 @@ def avg_pool3d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Any:
-    """The mean of each window of the last three dimensions; arguments as for `avg_pool2d`."""
-    return _avg_pool(3, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    """The mean of each window of three dimensions; arguments as for `avg_pool2d`."""
+    return _avg_pool(
+        3, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+    )
 
 
-def _lp_pool(n: int, input: Any, norm_type: float, kernel_size: Any, stride: Any, ceil_mode: bool) -> Any:
+def _lp_pool(
+    n: int, input: Any, norm_type: float, kernel_size: Any, stride: Any, ceil_mode: bool
+) -> Any:
     kernel = per_axis(f"lp_pool{n}d", "kernel_size", kernel_size, n, least=1)
     mean = _avg_pool(n, input**norm_type, kernel, stride, 0, ceil_mode, True, None)
     return (mean.sign() * relu(mean.abs()) * math.prod(kernel)) ** (1 / norm_type)

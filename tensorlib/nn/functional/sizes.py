@@ -45,7 +45,8 @@ def batched(name: str, input: Any, n: int) -> tuple[Any, bool]:
     if input.ndim not in (n + 1, n + 2):
         sizes = ", ".join("LHW"[:1] if n == 1 else "DHW"[-n:])
         raise ShapeError(
-            f"{name}: the input has shape {list(input.shape)}; expects {n + 2} dimensions, (N, C, {sizes}), or "
+            f"{name}: the input has shape {list(input.shape)}; expects {n + 2} dimensions, "
+            f"(N, C, {sizes}), or "
             f"{n + 1} without the batch, (C, {sizes}): add one with unsqueeze(), or reshape()"
         )
     return (input, True) if input.ndim == n + 2 else (input.unsqueeze(0), False)

@@ -44,7 +44,7 @@ def _inverse_counts(index: Any, rows: int, dtype: Any) -> Any:
     """For each index, 1 / how often it occurs."""
     b = get_backend(index._array)
     counts = b.bincount(index._array.reshape(-1), minlength=rows)
-    return wrap((1 / counts[index._array]).astype(dtype))
+    return wrap(b.asarray(1 / counts[index._array], dtype=dtype))
 
 
 def embedding(

@@ -1,4 +1,4 @@
-"""Images to other sizes (interpolate), and to and from the columns of their windows (unfold, fold)."""
+"""Images to other sizes (interpolate), and to columns of their windows and back (unfold, fold)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...ops.resampling import Taps, resample_p
 from .adaptive import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
 from .sizes import batched, per_axis
 
-# --- interpolation -----------------------------------------------------------------------------------
+# --- interpolation --------------------------------------------------------------------------------
 
 
 def _centres(n: int, m: int, align_corners: bool, factor: float | None) -> np.ndarray:
@@ -31,7 +31,8 @@ def _step(n: int, m: int, factor: float | None) -> float:
 
 
 def _nearest(n: int, m: int, align_corners: bool, factor: float | None) -> Taps:
-    # In single precision, as torch, so that the same element is chosen where a place falls on a border.
+    # In single precision, as torch, so that the same element is chosen where a place falls on a
+    # border.
     places = np.floor(np.arange(m, dtype=np.float32) * np.float32(_step(n, m, factor)))
     return Taps(np.minimum(places.astype(np.int64), n - 1)[:, None], np.ones((m, 1)), n)
 
@@ -45,11 +46,13 @@ def _linear(n: int, m: int, align_corners: bool, factor: float | None) -> Taps:
     places = np.maximum(_centres(n, m, align_corners, factor), 0)
     left = np.minimum(places.astype(np.int64), n - 1)
     share = np.where(left == n - 1, 0, places - left)
-    return Taps(np.stack([left, np.minimum(left + 1, n - 1)], 1), np.stack([1 - share, share], 1), n)
+    return Taps(
+        np.stack([left, np.minimum(left + 1, n - 1)], 1), np.stack([1 - share, share], 1), n
+    )
 
 
 def _cubic(n: int, m: int, align_corners: bool, factor: float | None) -> Taps:
-    """Keys: "Cubic convolution interpolation for digital image processing", 1981, with a = -0.75."""
+    """Keys: "Cubic convolution interpolation for digital image processing", 1981; a = -0.75."""
     places = _centres(n, m, align_corners, factor)
     left = np.floor(places).astype(np.int64)
     t, a = (places - left)[:, None], -0.75
@@ -83,10 +86,16 @@ def _target(
         return per_axis("interpolate", "size", size, n, least=1), (None,) * n
     factors = tuple(scale_factor) if isinstance(scale_factor, tuple | list) else (scale_factor,) * n
     if len(factors) != n:
-        raise ArgumentError(f"interpolate: scale_factor is {scale_factor!r}; pass a number, or one per dimension ({n})")
+        raise ArgumentError(
+            f"interpolate: scale_factor is {scale_factor!r}; pass a number, or one per dimension "
+            f"({n})"
+        )
     target = tuple(math.floor(s * f) for s, f in zip(sizes, factors, strict=True))
     if min(target) < 1:
-        raise ShapeError(f"interpolate: sizes {list(sizes)} times {list(factors)} leave {list(target)}; scale up more")
+        raise ShapeError(
+            f"interpolate: sizes {list(sizes)} times {list(factors)} leave {list(target)}; scale "
+            "up more"
+        )
     return target, (None,) * n if recompute else factors
 
 
@@ -105,15 +114,17 @@ def interpolate(
         input: (N, C, L), (N, C, H, W) or (N, C, D, H, W).
         size: The spatial sizes of the output, one number or one per dimension.
         scale_factor: In place of size: what to multiply the sizes by.
-        mode: "nearest", "nearest-exact", "linear" (3 dimensions), "bilinear", "bicubic" (4), "trilinear" (5) or
-            "area".
-        align_corners: Whether the outermost elements' centres are kept in place, rather than the outer borders;
-            for the linear and cubic modes.
-        recompute_scale_factor: Step by the ratio of the sizes where a scale_factor would have to be rounded.
+        mode: "nearest", "nearest-exact", "linear" (3 dimensions), "bilinear", "bicubic" (4),
+            "trilinear" (5) or "area".
+        align_corners: Whether the outermost elements' centres are kept in place, rather than the
+            outer borders; for the linear and cubic modes.
+        recompute_scale_factor: Step by the ratio of the sizes where a scale_factor would have to
+            be rounded.
         antialias: Not supported.
 
     Raises:
-        ArgumentError: an unknown mode, neither or both of size and scale_factor, or an option that the mode has not.
+        ArgumentError: an unknown mode, neither or both of size and scale_factor, or an option that
+            the mode has not.
         ShapeError: a number of dimensions that the mode does not take.
 
     Example:
@@ -122,19 +133,28 @@ def interpolate(
         [[[1.0, 1.0, 2.0, 2.0]]]
     """
     n = input.ndim - 2
-    if n not in (1, 2, 3) or mode in _DIMENSIONS and _DIMENSIONS[mode] != n:
+    if n not in (1, 2, 3) or _DIMENSIONS.get(mode, n) != n:
         wanted = _DIMENSIONS[mode] + 2 if mode in _DIMENSIONS else "3, 4 or 5"
         raise ShapeError(
-            f"interpolate: mode {mode!r} expects {wanted} dimensions, (N, C, ...), not shape {list(input.shape)}"
+            f"interpolate: mode {mode!r} expects {wanted} dimensions, (N, C, ...), not shape "
+            f"{list(input.shape)}"
         )
     if mode not in _TAPS and mode != "area":
-        raise ArgumentError(f"interpolate: mode is {mode!r}; pass one of {', '.join([*_TAPS, 'area'])}")
+        raise ArgumentError(
+            f"interpolate: mode is {mode!r}; pass one of {', '.join([*_TAPS, 'area'])}"
+        )
     if align_corners is not None and mode not in _DIMENSIONS:
-        raise ArgumentError(f"interpolate: align_corners has no meaning for mode {mode!r}; leave it out")
+        raise ArgumentError(
+            f"interpolate: align_corners has no meaning for mode {mode!r}; leave it out"
+        )
     if antialias:
-        raise ArgumentError("interpolate: antialias=True is not supported; average with mode='area' to scale down")
+        raise ArgumentError(
+            "interpolate: antialias=True is not supported; average with mode='area' to scale down"
+        )
     if recompute_scale_factor and size is not None:
-        raise ArgumentError("interpolate: recompute_scale_factor needs a scale_factor; leave it out with size")
+        raise ArgumentError(
+            "interpolate: recompute_scale_factor needs a scale_factor; leave it out with size"
+        )
     sizes = tuple(input.shape[2:])
     target, factors = _target(sizes, size, scale_factor, recompute_scale_factor)
     if min(sizes) < 1:
@@ -161,7 +181,7 @@ def upsample_bilinear(input: Any, size: Any = None, scale_factor: Any = None) ->
     return interpolate(input, size, scale_factor, "bilinear", align_corners=True)
 
 
-# --- windows as columns ------------------------------------------------------------------------------
+# --- windows as columns ---------------------------------------------------------------------------
 
 
 def _columns(
@@ -175,8 +195,8 @@ def _columns(
     windows = tuple(count(*axis) for axis in zip(sizes, kernel, steps, pads, spread, strict=True))
     if min(windows) < 1:
         raise ShapeError(
-            f"{name}: the kernel {list(kernel)} with dilation {list(spread)} is larger than the image {list(sizes)} "
-            f"with padding {[p for p, _ in pads]}; pad more"
+            f"{name}: the kernel {list(kernel)} with dilation {list(spread)} is larger than the "
+            f"image {list(sizes)} with padding {[p for p, _ in pads]}; pad more"
         )
     return {"kernel": kernel, "stride": steps, "padding": pads, "dilation": spread}, windows
 
@@ -207,9 +227,14 @@ def unfold(
 
 
 def fold(
-    input: Any, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
+    input: Any,
+    output_size: Any,
+    kernel_size: Any,
+    dilation: Any = 1,
+    padding: Any = 0,
+    stride: Any = 1,
 ) -> Any:
-    """Images from the columns of their windows, overlapping elements summed (col2im): the adjoint of `unfold`.
+    """Images from the columns of their windows, overlaps summed (col2im): the adjoint of `unfold`.
 
     Args:
         input: (N, C · height · width, windows), or without N.
@@ -232,7 +257,8 @@ def fold(
     elements = math.prod(options["kernel"])
     if x.shape[1] % elements or x.shape[2] != math.prod(windows):
         raise ShapeError(
-            f"fold: the input has shape {list(input.shape)}; expects a multiple of {elements} rows (kernel "
+            f"fold: the input has shape {list(input.shape)}; expects a multiple of {elements} "
+            "rows (kernel "
             f"{list(options['kernel'])}) and {math.prod(windows)} columns (windows {list(windows)})"
         )
     out = apply(col2im_p, (x,), options | {"shape": size})

@@ -94,9 +94,12 @@ def clip_grads_with_norm_(
     for g in _gradients(_as_list(parameters)):
         xp = get_backend(g._array).xp
         norm = total_norm._array if xp.__name__ == "cupy" else float(total_norm)
-        scale = xp.minimum(float(max_norm) / (norm + 1e-6), 1.0)
-        wide = scale if g._array.dtype.itemsize < 4 else scale.astype(g._array.real.dtype)
-        g._array[...] = g._array * wide
+        scale = xp.minimum(float(max_norm) / (norm + 1e-6), 1.0)  # on a GPU, without waiting for it
+        array = g._array
+        if array.dtype.itemsize < 4:
+            array[...] = array * scale.astype("float32")
+        else:
+            xp.multiply(array, scale.astype(array.real.dtype), out=array)
         g._bump()
 
 

@@ -1,0 +1,318 @@
+"""Tensors turned into other things: NumPy arrays, numbers, other dtypes and devices, pickles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .autograd.core import TensorBase, TensorFields, apply
+from .backend import array_device, get_backend
+from .device import device as device_type
+from .dtypes import as_dtype, dtype
+from .errors import ArgumentError, AutogradError, DeviceError, ShapeError
+from .ops import creation
+from .ops.elementwise import cast
+from .ops.transfer import to_device_p
+
+TYPE_NAMES = {
+    "float32": "FloatTensor", "float64": "DoubleTensor", "float16": "HalfTensor",
+    "bfloat16": "BFloat16Tensor", "int64": "LongTensor", "int32": "IntTensor",
+    "int16": "ShortTensor", "int8": "CharTensor", "uint8": "ByteTensor",
+    "bool": "BoolTensor", "complex64": "ComplexFloatTensor", "complex128": "ComplexDoubleTensor",
+    "uint16": "UInt16Tensor", "uint32": "UInt32Tensor", "uint64": "UInt64Tensor",
+}  # fmt: skip
+
+
+def _rebuild(
+    cls: Any, host: Any, where: str, d: str, requires_grad: bool, attributes: dict[str, Any]
+) -> Any:
+    """Unpickle a tensor; a GPU tensor comes back to the host where there is no GPU."""
+    t = object.__new__(cls)
+    array = host if host.dtype == as_dtype(d).numpy else host.view(as_dtype(d).numpy)
+    t.__setstate__((array, requires_grad, None, attributes))
+    if where != "cpu":
+        from .backend.cuda_backend import is_available
+
+        if is_available():
+            t._array = get_backend(where).from_host(array, device_type(where).index)
+    return t
+
+
+class Conversion(TensorFields):
+    """The part of `Tensor` that converts, copies and pickles."""
+
+    __slots__ = ()
+
+    def numpy(self: Any, *, force: bool = False) -> Any:
+        """The NumPy array that the tensor is made of: what is written to one shows in the other.
+
+        Raises:
+            AutogradError: gradients are recorded; call ``detach()`` first, or pass ``force=True``.
+            DeviceError: the memory is a GPU's; call ``cpu()`` first, or pass ``force=True``.
+        """
+        if self._rg and not force:
+            raise AutogradError(
+                "numpy: Can't call numpy() on Tensor that requires grad. Use "
+                "tensor.detach().numpy() instead"
+            )
+        if not isinstance(self._array, np.ndarray):
+            if not force:
+                raise DeviceError(
+                    "numpy: can't convert a cuda tensor to numpy; use tensor.cpu() first"
+                )
+            return get_backend(self._array).to_host(self._array)
+        return self._array
+
+    def __array__(self: Any, dtype: Any = None, copy: bool | None = None) -> Any:
+        array = self.numpy()
+        return (
+            np.array(array, dtype=dtype)
+            if copy or (dtype is not None and array.dtype != dtype)
+            else array
+        )
+
+    def __dlpack__(self: Any, **kwargs: Any) -> Any:
+        if self._rg:
+            raise AutogradError(
+                "__dlpack__: can't export a tensor that requires grad; use detach()"
+            )
+        return self._array.__dlpack__(**kwargs)
+
+    def __dlpack_device__(self: Any) -> Any:
+        return self._array.__dlpack_device__()
+
+    @property
+    def __cuda_array_interface__(self: Any) -> Any:
+        if isinstance(self._array, np.ndarray):
+            raise AttributeError("__cuda_array_interface__: the tensor is not on a GPU")
+        return self._array.__cuda_array_interface__
+
+    def item(self: Any) -> Any:
+        """The only element as a Python number.
+
+        Raises:
+            ShapeError: there is not exactly one element.
+        """
+        if self._array.size != 1:
+            raise ShapeError(
+                f"item: a Tensor with {self._array.size} elements cannot be converted to Scalar"
+            )
+        value = self._array.item()
+        return float(value) if self._array.dtype.kind == "V" else value
+
+    def tolist(self: Any) -> Any:
+        """The elements as nested lists of Python numbers."""
+        array = get_backend(self._array).to_host(self._array)
+        return (array.astype("float32") if array.dtype.kind == "V" else array).tolist()
+
+    def _to(self: Any, d: Any, where: Any, copy: bool) -> Any:
+        result = self
+        if where is not None and where != self.device:
+            if not (where.type == self.device.type and where.index is None):
+                result = apply(to_device_p, (result,), {"device": where, "source": self.device})
+        if d is not None and d.numpy != result._array.dtype:
+            result = apply(cast, (result,), {"dtype": d.numpy})
+        return result.clone() if copy and result is self else result  # type: ignore[no-any-return]
+
+    def to(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """On a device, in a dtype, or as another tensor: ``to("cuda")``, ``to(tl.float64)``.
+
+        Args:
+            *args: A device, a dtype, both, or a tensor; then ``non_blocking``, ``copy``.
+            **kwargs: ``device``, ``dtype``, ``non_blocking``, ``copy`` and ``memory_format`` by
+                name.
+
+        Returns:
+            The tensor itself if nothing changes (unless ``copy=True``).
+        """
+        where, d, copy = kwargs.get("device"), kwargs.get("dtype"), kwargs.get("copy", False)
+        flags = []
+        for a in args:
+            if isinstance(a, TensorBase):
+                where, d = array_device(a._array), as_dtype(a._array.dtype)
+            elif isinstance(a, dtype) or a in (float, int, complex):
+                d = a
+            elif isinstance(a, bool):
+                flags.append(a)
+            elif a is bool:
+                d = a
+            elif a is not None:
+                where = a
+        copy = flags[1] if len(flags) > 1 else copy
+        found = None if where is None else device_type(where)
+        if found is not None:
+            get_backend(found)
+        return self._to(None if d is None else as_dtype(d), found, copy)
+
+    def type(self: Any, dtype: Any = None, non_blocking: bool = False) -> Any:
+        """The type's name, such as tensorlib.FloatTensor; or the tensor in another dtype."""
+        if dtype is None:
+            return f"tensorlib.{'cuda.' if self.is_cuda else ''}{TYPE_NAMES[self.dtype.name]}"
+        if isinstance(dtype, str):
+            name = dtype.rpartition(".")[2]
+            dtype = next((d for d, n in TYPE_NAMES.items() if n == name), None)
+            if dtype is None:
+                raise ArgumentError(
+                    f"type: {name!r} is not a tensor type; pass a dtype such as tensorlib.float32"
+                )
+        return self.to(as_dtype(dtype))
+
+    def type_as(self: Any, other: Any) -> Any:
+        """In the dtype of another tensor."""
+        return self.to(other)
+
+    def cpu(self: Any, memory_format: Any = None) -> Any:
+        """In host memory."""
+        return self.to("cpu")
+
+    def cuda(
+        self: Any, device: Any = None, non_blocking: bool = False, memory_format: Any = None
+    ) -> Any:
+        """In a GPU's memory.
+
+        Raises:
+            DeviceError: CuPy is not installed, or there is no GPU; the message says what to
+                install.
+        """
+        return self.to("cuda" if device is None else device_type(device))
+
+    def float(self: Any) -> Any:
+        """In float32."""
+        return self.to(as_dtype("float32"))
+
+    def double(self: Any) -> Any:
+        """In float64."""
+        return self.to(as_dtype("float64"))
+
+    def half(self: Any) -> Any:
+        """In float16."""
+        return self.to(as_dtype("float16"))
+
+    def bfloat16(self: Any) -> Any:
+        """In bfloat16."""
+        return self.to(as_dtype("bfloat16"))
+
+    def long(self: Any) -> Any:
+        """In int64."""
+        return self.to(as_dtype("int64"))
+
+    def int(self: Any) -> Any:
+        """In int32."""
+        return self.to(as_dtype("int32"))
+
+    def short(self: Any) -> Any:
+        """In int16."""
+        return self.to(as_dtype("int16"))
+
+    def char(self: Any) -> Any:
+        """In int8."""
+        return self.to(as_dtype("int8"))
+
+    def byte(self: Any) -> Any:
+        """In uint8."""
+        return self.to(as_dtype("uint8"))
+
+    def bool(self: Any) -> Any:
+        """In bool."""
+        return self.to(as_dtype("bool"))
+
+    def new_tensor(
+        self: Any, data: Any, *, dtype: Any = None, device: Any = None, requires_grad: Any = False
+    ) -> Any:
+        """A tensor from data, in this one's dtype and device unless told otherwise."""
+        return creation.tensor(
+            data,
+            dtype=dtype or self.dtype,
+            device=device or self.device,
+            requires_grad=requires_grad,
+        )
+
+    def new_zeros(
+        self: Any, *size: Any, dtype: Any = None, device: Any = None, requires_grad: Any = False
+    ) -> Any:
+        """Zeros in this tensor's dtype and device."""
+        return creation.zeros(
+            *size,
+            dtype=dtype or self.dtype,
+            device=device or self.device,
+            requires_grad=requires_grad,
+        )
+
+    def new_ones(
+        self: Any, *size: Any, dtype: Any = None, device: Any = None, requires_grad: Any = False
+    ) -> Any:
+        """Ones in this tensor's dtype and device."""
+        return creation.ones(
+            *size,
+            dtype=dtype or self.dtype,
+            device=device or self.device,
+            requires_grad=requires_grad,
+        )
+
+    def new_empty(
+        self: Any, *size: Any, dtype: Any = None, device: Any = None, requires_grad: Any = False
+    ) -> Any:
+        """Uninitialized memory in this tensor's dtype and device."""
+        return creation.empty(
+            *size,
+            dtype=dtype or self.dtype,
+            device=device or self.device,
+            requires_grad=requires_grad,
+        )
+
+    def new_full(
+        self: Any,
+        size: Any,
+        fill_value: Any,
+        *,
+        dtype: Any = None,
+        device: Any = None,
+        requires_grad: Any = False,
+    ) -> Any:
+        """A constant in this tensor's dtype and device."""
+        return creation.full(
+            size,
+            fill_value,
+            dtype=dtype or self.dtype,
+            device=device or self.device,
+            requires_grad=requires_grad,
+        )
+
+    def __deepcopy__(self: Any, memo: dict[Any, Any]) -> Any:
+        if not self.is_leaf:
+            raise AutogradError(
+                "deepcopy: only tensors created explicitly by the user (graph leaves) support it; "
+                "use detach() first"
+            )
+        known = memo.get(id(self))
+        if known is not None:
+            return known
+        other = object.__new__(type(self))
+        memo[id(self)] = other
+        other.__setstate__((self._array.copy(), self._rg, None, {}))
+        if self._grad is not None:
+            other._grad = self._grad.__deepcopy__(memo)
+        import copy
+
+        other.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return other
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        host = get_backend(self._array).to_host(self._array)
+        if not self.is_leaf:
+            raise AutogradError("pickle: only leaf tensors can be pickled; use detach() first")
+        return _rebuild, (
+            type(self),
+            host,
+            str(self.device),
+            self.dtype.name,
+            self._rg,
+            self.__dict__,
+        )
+
+    def __setstate__(self: Any, saved: Any) -> None:
+        self._array, self._rg, self._grad, attributes = saved
+        self._node = self._view = self._hooks = self._grad_slot = None
+        self._version = [0, 0]
+        self.__dict__.update(attributes)

@@ -1,0 +1,212 @@
+"""Random numbers: Philox against its published vectors, streams, distributions, state, arguments."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+
+import tensorlib as tl
+from tensorlib.backend import get_backend, philox
+
+from . import philox as reference
+
+# Counter, key and result of the known-answer test published with Random123 (Salmon et al. 2011).
+KNOWN = [
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
+def test_known_answers(counter: Any, key: Any, expected: Any, device: str) -> None:
+    b = get_backend(device)
+    words = philox.rounds(b.xp, tuple(b.xp.asarray([c], "uint64") for c in counter), key)
+    assert b.to_host(words)[0].tolist() == list(expected)
+    assert reference.block(counter, key) == expected
+
+
+@pytest.mark.parametrize(("seed", "offset"), [(0, 0), (2**64 - 1, 2**32 - 1), (12345, 2**40)])
+def test_words_are_the_blocks_of_a_stream(seed: int, offset: int, device: str) -> None:
+    b = get_backend(device)
+    found = b.to_host(philox.words(b.xp, seed, offset, 11))
+    assert found.tolist() == reference.blocks(seed, offset, 11)
+
+
+def test_numbers_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tl.rand(1000, generator=tl.Generator().manual_seed(3))
+    monkeypatch.setattr(philox, "_CHUNK", 7)
+    assert tl.equal(tl.rand(1000, generator=tl.Generator().manual_seed(3)), whole)
+    g = tl.Generator().manual_seed(3)
+    parts = [tl.rand(400, generator=g), tl.rand(600, generator=g)]
+    assert tl.equal(tl.cat(parts), whole)
+
+
+def test_one_seed_one_stream(device: str) -> None:
+    draws = []
+    for seed in (7, 7, 8):
+        tl.manual_seed(seed)
+        draws.append(
+            [tl.rand(5, device=device), tl.randn(3, device=device), tl.randperm(6, device=device)]
+        )
+    assert all(tl.equal(a, b) for a, b in zip(draws[0], draws[1], strict=True))
+    assert not tl.equal(draws[0][0], draws[2][0])
+    assert tl.initial_seed() == 8
+    first, second = tl.rand(4), tl.rand(4)
+    assert not tl.equal(first, second)
+
+
+def test_the_same_numbers_on_every_device(device: str) -> None:
+    for draw in (lambda **k: tl.rand(100, **k), lambda **k: tl.randint(0, 1000, (50,), **k)):
+        here = draw(device=device, generator=tl.Generator(device).manual_seed(1)).cpu()
+        assert tl.equal(here, draw(generator=tl.Generator().manual_seed(1)))
+    normals = tl.randn(100, device=device, generator=tl.Generator(device).manual_seed(1)).cpu()
+    expected = tl.randn(100, generator=tl.Generator().manual_seed(1))
+    np.testing.assert_allclose(normals.numpy(), expected.numpy(), rtol=2e-6, atol=1e-7)
+
+
+def test_state_is_saved_and_restored() -> None:
+    g = tl.Generator().manual_seed(5)
+    tl.rand(3, generator=g)
+    state = g.get_state()
+    expected = tl.randn(4, generator=g)
+    other = tl.Generator()
+    other.set_state(state)
+    assert tl.equal(tl.randn(4, generator=other), expected)
+    assert other.initial_seed() == 5 and state.dtype is tl.uint8
+    saved = tl.get_rng_state()
+    first = tl.rand(2)
+    tl.set_rng_state(saved)
+    assert tl.equal(tl.rand(2), first)
+    with pytest.raises(tl.errors.ArgumentTypeError, match="set_state: pass the uint8 tensor"):
+        g.set_state(tl.zeros(3))
+
+
+def test_seeds() -> None:
+    g = tl.Generator()
+    assert g.manual_seed(-1) is g and g.initial_seed() == 2**64 - 1
+    assert g.seed() == g.initial_seed() != g.seed()
+    with pytest.raises(tl.errors.ArgumentError, match="out of range; pass a 64-bit integer"):
+        g.manual_seed(2**64)
+    assert isinstance(tl.seed(), int)
+
+
+def fits(sample: Any, distribution: Any) -> None:
+    """A Kolmogorov-Smirnov test that a right generator fails once in ten thousand seeds."""
+    assert scipy.stats.kstest(sample.double().numpy().reshape(-1), distribution).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("dtype", [tl.float32, tl.float64])
+def test_distributions(dtype: Any, device: str) -> None:
+    tl.manual_seed(11)
+    n, like = 20_000, {"dtype": dtype, "device": device}
+    fits(tl.rand(n, **like).cpu(), "uniform")
+    fits(tl.randn(n, **like).cpu(), "norm")
+    empty = tl.empty(n, **like)
+    fits(empty.uniform_(-2, 3).cpu(), scipy.stats.uniform(-2, 5).cdf)
+    fits(empty.normal_(1, 2).cpu(), scipy.stats.norm(1, 2).cdf)
+    fits(empty.exponential_(0.5).cpu(), scipy.stats.expon(scale=2).cdf)
+    fits(tl.normal(1.0, 3.0, (n,), **like).cpu(), scipy.stats.norm(1, 3).cdf)
+
+
+def test_neighbours_are_independent() -> None:
+    x = tl.randn(50_000, generator=tl.Generator().manual_seed(2)).numpy()
+    for lag in (1, 2, 3, 4, 8):
+        assert abs(np.corrcoef(x[:-lag], x[lag:])[0, 1]) < 4 / np.sqrt(len(x))
+    streams = [tl.rand(20_000, generator=tl.Generator().manual_seed(s)).numpy() for s in (1, 2)]
+    assert abs(np.corrcoef(*streams)[0, 1]) < 4 / np.sqrt(20_000)
+
+
+def test_uniform_numbers_never_reach_one() -> None:
+    for dtype in (tl.float16, tl.bfloat16, tl.float32, tl.float64):
+        x = tl.rand(20_000, dtype=dtype, generator=tl.Generator().manual_seed(0))
+        assert x.dtype is dtype and (x >= 0).all() and (x < 1).all()
+
+
+def test_integers_are_uniform() -> None:
+    tl.manual_seed(4)
+    counts = tl.randint(-3, 7, (20_000,)).add(3).bincount().numpy()
+    assert len(counts) == 10 and scipy.stats.chisquare(counts).pvalue > 1e-4
+    wide = tl.randint(-(2**62), 2**62, (1000,))
+    assert wide.dtype is tl.int64 and wide.min() < -(2**60) and wide.max() > 2**60
+    assert tl.randint(5, (2, 3), dtype=tl.int8).dtype is tl.int8
+    assert tl.randint(high=1, size=(4,)).tolist() == [0] * 4
+    assert set(tl.randint_like(tl.zeros(50), 2, 4).tolist()) == {2.0, 3.0}
+
+
+def test_permutations() -> None:
+    tl.manual_seed(6)
+    assert sorted(tl.randperm(100).tolist()) == list(range(100)) != tl.randperm(100).tolist()
+    assert tl.randperm(0).shape == (0,) and tl.randperm(3, dtype=tl.int32).dtype is tl.int32
+    first = np.bincount([tl.randperm(5)[0].item() for _ in range(1000)], minlength=5)
+    assert scipy.stats.chisquare(first).pvalue > 1e-4
+
+
+def test_bernoulli_and_multinomial(device: str) -> None:
+    tl.manual_seed(9)
+    p = tl.full((20_000,), 0.3, device=device)
+    drawn = tl.bernoulli(p)
+    assert drawn.dtype is tl.float32 and set(drawn.unique().tolist()) == {0.0, 1.0}
+    assert abs(drawn.mean().item() - 0.3) < 0.015
+    assert tl.bernoulli(tl.tensor([0.0, 1.0], device=device)).tolist() == [0, 1]
+    assert p.clone().bernoulli_(1.0).sum() == 20_000
+    weights = tl.tensor([1.0, 0.0, 3.0], device=device)
+    counts = tl.multinomial(weights, 8000, replacement=True).bincount().cpu().numpy()
+    assert counts[1] == 0 and abs(counts[2] / 8000 - 0.75) < 0.02
+    rows = tl.multinomial(tl.ones(500, 4, device=device), 4)
+    assert rows.sort(1)[0].unique(dim=0).tolist() == [[0, 1, 2, 3]]
+    heavy = tl.multinomial(tl.tensor([[1.0, 9.0]] * 4000, device=device), 1)
+    assert abs(heavy.double().mean().item() - 0.9) < 0.02
+
+
+def test_normal_with_tensors() -> None:
+    tl.manual_seed(1)
+    mean, std = tl.tensor([0.0, 100.0]).expand(5000, 2), tl.tensor([1.0, 5.0])
+    drawn = tl.normal(mean, std)
+    np.testing.assert_allclose(drawn.mean(0).numpy(), [0, 100], atol=0.3)
+    np.testing.assert_allclose(drawn.std(0).numpy(), [1, 5], rtol=0.05)
+
+
+def test_shapes_dtypes_and_gradients() -> None:
+    assert tl.rand(2, 3).shape == tl.rand((2, 3)).shape == tl.rand([2, 3]).shape == (2, 3)
+    assert tl.randn(()).shape == tl.rand(()).shape == () and tl.randn(0, 2).shape == (0, 2)
+    assert (
+        tl.rand(2, requires_grad=True).requires_grad
+        and tl.randn(2, dtype=tl.float64).dtype is tl.float64
+    )
+    x = tl.randn(2000, dtype=tl.complex64, generator=tl.Generator().manual_seed(1))
+    assert x.dtype is tl.complex64 and abs((x.abs() ** 2).mean().item() - 1) < 0.1
+    assert (
+        tl.rand_like(x.real).shape == (2000,)
+        and tl.randn_like(tl.zeros(2, dtype=tl.float64)).dtype is tl.float64
+    )
+    out = tl.empty(3)
+    assert tl.rand(3, out=out) is out and (out < 1).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: tl.rand(-1), "negative size"),
+        (lambda: tl.rand(2, dtype=tl.int64), "pass a floating-point dtype"),
+        (lambda: tl.randint(3, 3, (1,)), "high must be larger"),
+        (lambda: tl.randperm(-1), "must not be negative"),
+        (lambda: tl.bernoulli(tl.tensor([1.5])), "between 0 and 1"),
+        (lambda: tl.multinomial(tl.tensor([-1.0, 2.0]), 1), "not negative"),
+        (lambda: tl.multinomial(tl.tensor([1.0, 0.0]), 2), "without replacement"),
+        (lambda: tl.normal(0.0, 1.0), "pass size="),
+        (lambda: tl.normal(tl.zeros(2), -1.0), "must not be negative"),
+        (lambda: tl.empty(2).uniform_(1, 0), "larger than"),
+        (lambda: tl.empty(2).normal_(0, -1), "must not be negative"),
+        (lambda: tl.empty(2).exponential_(0), "must be positive"),
+        (lambda: tl.rand("a"), "sizes must be ints"),
+    ],
+)
+def test_bad_arguments(call: Any, message: str) -> None:
+    with pytest.raises(tl.errors.TensorlibError, match=message):
+        call()
