@@ -369,6 +369,8 @@ class Writing(TensorFields):
 
     def exponential_(self: Any, lambd: Any = 1.0, *, generator: Any = None) -> Any:
         """Exponentially distributed numbers with rate `lambd`."""
+        if lambd <= 0:
+            raise ArgumentError(f"exponential_: lambd is {lambd}; it must be positive")
         return self._sample_(
             "exponential_", -transcendental.log1p(-random.uniforms(self, generator)) / lambd
         )

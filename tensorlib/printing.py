@@ -66,7 +66,7 @@ def set_printoptions(
 
 
 class _Formatter:
-    """One format for all numbers of a tensor: integers, fixed point or scientific, all equally wide.
+    """One format for all numbers: integers, fixed point or scientific, all equally wide.
 
     As in torch the width is that of the widest finite number other than 0.
     """

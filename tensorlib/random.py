@@ -1,7 +1,8 @@
-"""Random numbers: `Generator`, seeding, and the factories rand, randn, randint, randperm, bernoulli, ...
+"""Random numbers: `Generator`, seeding, and the factories rand, randn, randint, randperm, ...
 
-Numbers are counter-based (see `backend.philox`): a generator is a seed and an offset, the number of blocks of four
-words drawn so far. Every draw of n numbers advances the offset by the blocks it used, on every device alike.
+Numbers are counter-based (see `backend.philox`): a generator is a seed and an offset, the number of
+blocks of four words drawn so far. Every draw of n numbers advances the offset by the blocks that it
+used, on every device alike.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from .autograd.core import TensorBase, apply, wrap
 from .autograd.primitive import primitive, write_out
 from .backend import default_device, get_backend, philox
-from .device import CPU, device
+from .device import device as device_type
 from .dtypes import HALF, as_dtype, float32, get_default_dtype, int64
 from .errors import ArgumentError, ArgumentTypeError, ShapeError
 from .ops.shaping import shape_of
@@ -31,7 +32,7 @@ class Generator:
     """
 
     def __init__(self, device: Any = "cpu") -> None:
-        self.device = _as_device(device)
+        self.device = device_type(device)
         self._seed = _DEFAULT_SEED
         self._offset = 0
 
@@ -88,10 +89,6 @@ class Generator:
         return other
 
 
-def _as_device(where: Any) -> device:
-    return device(where)
-
-
 default_generator = Generator()
 
 
@@ -120,31 +117,24 @@ def set_rng_state(new_state: Any) -> None:
     default_generator.set_state(new_state)
 
 
-# --- primitives: pure functions of (seed, offset) ----------------------------------------------------
-
-
-def _finish(values: Any, shape: tuple[int, ...], dtype: Any) -> Any:
-    return values.reshape(shape).astype(dtype, copy=False)
+# --- primitives: pure functions of (seed, offset) ------------------------------------------------
 
 
 @primitive(promotion=None, factory=True)
 def random_uniform(b, *, shape, dtype, device, seed, offset):
     """Uniform numbers in [0, 1)."""
     values = philox.uniform(b.xp, seed, offset, int(np.prod(shape)), dtype.itemsize == 8)
-    if dtype in HALF:
-        values = (
-            np.floor(values * 256) / 256
-            if dtype.itemsize == 2 and dtype.kind == "V"
-            else b.floor(values * 2048) / 2048
-        )
-    return _finish(values, shape, dtype)
+    if dtype in HALF:  # as many bits as the mantissa holds, or rounding would reach 1
+        steps = 256 if dtype.kind == "V" else 2048
+        values = b.floor(values * steps) / steps
+    return values.reshape(shape).astype(dtype, copy=False)
 
 
 @primitive(promotion=None, factory=True)
 def random_normal(b, *, shape, dtype, device, seed, offset):
     """Standard normal numbers."""
     values = philox.normal(b.xp, seed, offset, int(np.prod(shape)), dtype.itemsize == 8)
-    return _finish(values, shape, dtype)
+    return values.reshape(shape).astype(dtype, copy=False)
 
 
 @primitive(promotion=None, factory=True)
@@ -152,15 +142,14 @@ def random_integers(b, *, shape, dtype, device, seed, offset, low, high):
     """Uniform integers in [low, high): the high half of word · range (Lemire 2019)."""
     span = high - low
     count = int(np.prod(shape))
-    if span <= 1 << 32:
-        drawn = philox.words(b.xp, seed, offset, count).astype(np.uint64)
-        values = (drawn * np.uint64(span) >> np.uint64(32)) if span < 1 << 32 else drawn
+    if span < 1 << 32:
+        values = philox.words(b.xp, seed, offset, count).astype(np.uint64)
+        values = values * np.uint64(span) >> np.uint64(32)
+    elif span == 1 << 32:
+        values = philox.words(b.xp, seed, offset, count)
     else:
-        values = (
-            philox.words64(b.xp, seed, offset, count) % np.uint64(span)
-            if span < 1 << 64
-            else philox.words64(b.xp, seed, offset, count)
-        )
+        values = philox.words64(b.xp, seed, offset, count)
+        values = values % np.uint64(span) if span < 1 << 64 else values
     return (values.astype(np.int64) + np.int64(low)).reshape(shape).astype(dtype)
 
 
@@ -182,7 +171,7 @@ def _draw(
     """Run a random primitive at the generator's position."""
     if any(n < 0 for n in shape):
         raise ShapeError(f"{p.name}: shape {list(shape)} has a negative size")
-    where = default_device() if device_ is None else device(device_)
+    where = default_device() if device_ is None else device_type(device_)
     get_backend(where)
     g = generator if generator is not None else default_generator
     seed_, offset = g.take(words)
@@ -234,20 +223,26 @@ def _floats(
     return result
 
 
-def rand(*size: Any, generator: Any = None, out: Any = None, dtype: Any = None, layout: Any = None, device: Any = None,
-         requires_grad: bool = False, pin_memory: bool = False) -> Any:  # fmt: skip
+def rand(
+    *size: Any, generator: Any = None, out: Any = None, dtype: Any = None, layout: Any = None,
+    device: Any = None, requires_grad: bool = False, pin_memory: bool = False,
+) -> Any:  # fmt: skip
     """Uniform numbers in [0, 1)."""
     return _floats(random_uniform, size, out, dtype, device, requires_grad, generator)
 
 
-def randn(*size: Any, generator: Any = None, out: Any = None, dtype: Any = None, layout: Any = None, device: Any = None,
-          requires_grad: bool = False, pin_memory: bool = False) -> Any:  # fmt: skip
+def randn(
+    *size: Any, generator: Any = None, out: Any = None, dtype: Any = None, layout: Any = None,
+    device: Any = None, requires_grad: bool = False, pin_memory: bool = False,
+) -> Any:  # fmt: skip
     """Standard normal numbers."""
     return _floats(random_normal, size, out, dtype, device, requires_grad, generator)
 
 
-def randint(*args: Any, generator: Any = None, out: Any = None, dtype: Any = None, layout: Any = None, device: Any = None,
-            requires_grad: bool = False, **named: Any) -> Any:  # fmt: skip
+def randint(
+    *args: Any, generator: Any = None, out: Any = None, dtype: Any = None, layout: Any = None,
+    device: Any = None, requires_grad: bool = False, **named: Any,
+) -> Any:  # fmt: skip
     """Integers in [low, high): ``randint(high, size)`` or ``randint(low, high, size)``.
 
     Raises:
@@ -274,14 +269,16 @@ def randint(*args: Any, generator: Any = None, out: Any = None, dtype: Any = Non
     return result if out is None else write_out(out, result)
 
 
-def randperm(n: int, *, generator: Any = None, out: Any = None, dtype: Any = None, layout: Any = None, device: Any = None,
-             requires_grad: bool = False, pin_memory: bool = False) -> Any:  # fmt: skip
+def randperm(
+    n: int, *, generator: Any = None, out: Any = None, dtype: Any = None, layout: Any = None,
+    device: Any = None, requires_grad: bool = False, pin_memory: bool = False,
+) -> Any:  # fmt: skip
     """A random permutation of 0 .. n-1."""
     kind = int64 if dtype is None else as_dtype(dtype)
     if n < 0:
         raise ArgumentError(f"randperm: n is {n}; it must not be negative")
     g = generator if generator is not None else default_generator
-    where = default_device() if device is None else _as_device(device)
+    where = default_device() if device is None else device_type(device)
     seed_, offset = g.take(2 * n)
     result = apply(
         random_permutation,
@@ -299,20 +296,26 @@ def _like(
     return factory(*args, tuple(input.shape), dtype=kind, device=where, requires_grad=requires_grad)
 
 
-def rand_like(input: Any, *, dtype: Any = None, layout: Any = None, device: Any = None, requires_grad: bool = False,
-              memory_format: Any = None) -> Any:  # fmt: skip
+def rand_like(
+    input: Any, *, dtype: Any = None, layout: Any = None, device: Any = None,
+    requires_grad: bool = False, memory_format: Any = None,
+) -> Any:  # fmt: skip
     """Uniform numbers in [0, 1) in the shape and dtype of `input`."""
     return _like(rand, input, dtype, device, requires_grad)
 
 
-def randn_like(input: Any, *, dtype: Any = None, layout: Any = None, device: Any = None, requires_grad: bool = False,
-               memory_format: Any = None) -> Any:  # fmt: skip
+def randn_like(
+    input: Any, *, dtype: Any = None, layout: Any = None, device: Any = None,
+    requires_grad: bool = False, memory_format: Any = None,
+) -> Any:  # fmt: skip
     """Standard normal numbers in the shape and dtype of `input`."""
     return _like(randn, input, dtype, device, requires_grad)
 
 
-def randint_like(input: Any, low: int, high: int | None = None, *, dtype: Any = None, layout: Any = None, device: Any = None,
-                 requires_grad: bool = False) -> Any:  # fmt: skip
+def randint_like(
+    input: Any, low: int, high: int | None = None, *, dtype: Any = None, layout: Any = None,
+    device: Any = None, requires_grad: bool = False,
+) -> Any:  # fmt: skip
     """Integers in [low, high) in the shape and dtype of `input`."""
     low, high = (0, low) if high is None else (low, high)
     return _like(randint, input, dtype, device, requires_grad, low, high)
@@ -344,8 +347,10 @@ def bernoulli(input: Any, p: Any = None, *, generator: Any = None, out: Any = No
     return write_out(out, wrap(get_backend(drawn).asarray(drawn).astype(input._array.dtype)))
 
 
-def normal(mean: Any, std: Any = 1.0, size: Any = None, *, generator: Any = None, out: Any = None, dtype: Any = None,
-           device: Any = None) -> Any:  # fmt: skip
+def normal(
+    mean: Any, std: Any = 1.0, size: Any = None, *, generator: Any = None, out: Any = None,
+    dtype: Any = None, device: Any = None,
+) -> Any:  # fmt: skip
     """Normal numbers with the given means and standard deviations (numbers or tensors).
 
     Raises:
@@ -394,7 +399,8 @@ def multinomial(
     if not replacement:
         if b.name == "cpu" and ((weights > 0).sum(1) < num_samples).any():
             raise ArgumentError(
-                f"multinomial: cannot draw {num_samples} samples without replacement from fewer weights"
+                f"multinomial: cannot draw {num_samples} samples without replacement from fewer "
+                "weights that are not zero"
             )
         # Exponential races (Efraimidis & Spirakis 2006): the smallest -log(u) / w win.
         u = rand((rows, n), dtype="float64", device=input.device, generator=generator)._array
@@ -411,9 +417,3 @@ def multinomial(
         )
     chosen = chosen.astype("int64")
     return write_out(out, wrap(chosen if input.ndim == 2 else chosen[0]))
-
-
-__all__ = [
-    "CPU", "Generator", "bernoulli", "default_generator", "get_rng_state", "initial_seed", "manual_seed", "multinomial",
-    "normal", "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm", "seed", "set_rng_state",
-]  # fmt: skip

@@ -18,7 +18,7 @@ _CHUNK = 1 << 14  # blocks worked on at a time, so that the temporaries stay in 
 
 
 def rounds(xp: Any, counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> Any:
-    """The blocks of four counter words (arrays of uint64) under a key: an array (count, 4) of uint32."""
+    """The blocks of four counter words (uint64 arrays) under a key: uint32, (count, 4)."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     low, shift = xp.uint64(_LOW), xp.uint64(32)

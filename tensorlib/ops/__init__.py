@@ -1,1 +1,1 @@
-"""The operations, one file per family; see `tensorlib.autograd.primitive` for how one is declared."""
+"""The operations, one file per family; `tensorlib.autograd.primitive` tells how one is declared."""

@@ -12,8 +12,6 @@ from ..autograd.primitive import primitive, write_out
 from ..backend import array_device, default_device, get_backend, is_array
 from ..device import device as device_type
 from ..dtypes import (
-    FLOATING,
-    INTEGER,
     as_dtype,
     get_default_dtype,
     int64,
@@ -104,15 +102,19 @@ def ones(*size: Any, out: Any = None, dtype: Any = None, layout: Any = None, dev
     return _make(full_p, requires_grad, _kind(dtype), device, out, shape=shape, value=1)
 
 
-def empty(*size: Any, out: Any = None, dtype: Any = None, layout: Any = None, device: Any = None,
-          requires_grad: bool = False, pin_memory: bool = False, memory_format: Any = None) -> Any:  # fmt: skip
+def empty(
+    *size: Any, out: Any = None, dtype: Any = None, layout: Any = None, device: Any = None,
+    requires_grad: bool = False, pin_memory: bool = False, memory_format: Any = None,
+) -> Any:  # fmt: skip
     """Memory of a shape, with whatever it holds."""
     shape = _checked(shape_of(size), "empty")
     return _make(empty_p, requires_grad, _kind(dtype), device, out, shape=shape)
 
 
-def full(size: Any, fill_value: Any, *, out: Any = None, dtype: Any = None, layout: Any = None, device: Any = None,
-         requires_grad: bool = False) -> Any:  # fmt: skip
+def full(
+    size: Any, fill_value: Any, *, out: Any = None, dtype: Any = None, layout: Any = None,
+    device: Any = None, requires_grad: bool = False,
+) -> Any:  # fmt: skip
     """`fill_value` everywhere; its Python type gives the dtype unless one is given."""
     if isinstance(fill_value, TensorBase):
         dtype = as_dtype(fill_value._array.dtype) if dtype is None else dtype
@@ -128,29 +130,37 @@ def _like(input: Any, dtype: Any, device: Any) -> tuple[Any, Any]:
     )
 
 
-def zeros_like(input: Any, *, dtype: Any = None, layout: Any = None, device: Any = None, requires_grad: bool = False,
-               memory_format: Any = None) -> Any:  # fmt: skip
+def zeros_like(
+    input: Any, *, dtype: Any = None, layout: Any = None, device: Any = None,
+    requires_grad: bool = False, memory_format: Any = None,
+) -> Any:  # fmt: skip
     """Zeros in the shape, dtype and device of `input`."""
     kind, where = _like(input, dtype, device)
     return _make(full_p, requires_grad, kind, where, shape=tuple(input.shape), value=0)
 
 
-def ones_like(input: Any, *, dtype: Any = None, layout: Any = None, device: Any = None, requires_grad: bool = False,
-              memory_format: Any = None) -> Any:  # fmt: skip
+def ones_like(
+    input: Any, *, dtype: Any = None, layout: Any = None, device: Any = None,
+    requires_grad: bool = False, memory_format: Any = None,
+) -> Any:  # fmt: skip
     """Ones in the shape, dtype and device of `input`."""
     kind, where = _like(input, dtype, device)
     return _make(full_p, requires_grad, kind, where, shape=tuple(input.shape), value=1)
 
 
-def empty_like(input: Any, *, dtype: Any = None, layout: Any = None, device: Any = None, requires_grad: bool = False,
-               memory_format: Any = None) -> Any:  # fmt: skip
+def empty_like(
+    input: Any, *, dtype: Any = None, layout: Any = None, device: Any = None,
+    requires_grad: bool = False, memory_format: Any = None,
+) -> Any:  # fmt: skip
     """Memory in the shape, dtype and device of `input`, with whatever it holds."""
     kind, where = _like(input, dtype, device)
     return _make(empty_p, requires_grad, kind, where, shape=tuple(input.shape))
 
 
-def full_like(input: Any, fill_value: Any, *, dtype: Any = None, layout: Any = None, device: Any = None,
-              requires_grad: bool = False, memory_format: Any = None) -> Any:  # fmt: skip
+def full_like(
+    input: Any, fill_value: Any, *, dtype: Any = None, layout: Any = None, device: Any = None,
+    requires_grad: bool = False, memory_format: Any = None,
+) -> Any:  # fmt: skip
     """`fill_value` in the shape, dtype and device of `input`."""
     kind, where = _like(input, dtype, device)
     return full(
@@ -158,9 +168,13 @@ def full_like(input: Any, fill_value: Any, *, dtype: Any = None, layout: Any = N
     )
 
 
-def arange(*args: Any, start: Any = None, end: Any = None, step: Any = None, out: Any = None, dtype: Any = None,
-           layout: Any = None, device: Any = None, requires_grad: bool = False) -> Any:  # fmt: skip
-    """Numbers from `start` (0) below `end` in steps of `step` (1): ``arange(end)``, ``arange(start, end, step)``.
+def arange(
+    *args: Any, start: Any = None, end: Any = None, step: Any = None, out: Any = None,
+    dtype: Any = None, layout: Any = None, device: Any = None, requires_grad: bool = False,
+) -> Any:  # fmt: skip
+    """Numbers from `start` (0) below `end` in steps of `step` (1).
+
+    Called as ``arange(end)``, ``arange(start, end)`` or ``arange(start, end, step)``.
 
     Raises:
         ArgumentError: the step is zero or leads away from the end.
@@ -189,8 +203,10 @@ def arange(*args: Any, start: Any = None, end: Any = None, step: Any = None, out
     )
 
 
-def linspace(start: Any, end: Any, steps: int, *, out: Any = None, dtype: Any = None, layout: Any = None, device: Any = None,
-             requires_grad: bool = False) -> Any:  # fmt: skip
+def linspace(
+    start: Any, end: Any, steps: int, *, out: Any = None, dtype: Any = None, layout: Any = None,
+    device: Any = None, requires_grad: bool = False,
+) -> Any:  # fmt: skip
     """`steps` numbers from `start` to `end`, both included."""
     first, last = (v._array.item() if isinstance(v, TensorBase) else v for v in (start, end))
     if steps < 0:
@@ -200,22 +216,26 @@ def linspace(start: Any, end: Any, steps: int, *, out: Any = None, dtype: Any = 
     )
 
 
-def logspace(start: Any, end: Any, steps: int, base: float = 10.0, *, dtype: Any = None, device: Any = None,
-             requires_grad: bool = False) -> Any:  # fmt: skip
+def logspace(
+    start: Any, end: Any, steps: int, base: float = 10.0, *, dtype: Any = None, device: Any = None,
+    requires_grad: bool = False,
+) -> Any:  # fmt: skip
     """`steps` numbers from base^start to base^end, evenly spaced on a logarithmic scale."""
     exponents = linspace(start, end, steps, dtype="float64", device=device)
     result = (base**exponents).to(as_dtype(_kind(dtype)))
     return result.requires_grad_() if requires_grad else result
 
 
-def eye(n: int, m: int | None = None, *, out: Any = None, dtype: Any = None, layout: Any = None, device: Any = None,
-        requires_grad: bool = False) -> Any:  # fmt: skip
+def eye(
+    n: int, m: int | None = None, *, out: Any = None, dtype: Any = None, layout: Any = None,
+    device: Any = None, requires_grad: bool = False,
+) -> Any:  # fmt: skip
     """Ones on the diagonal of an (n, m) matrix, zeros elsewhere."""
     _checked((n, n if m is None else m), "eye")
     return _make(eye_p, requires_grad, _kind(dtype), device, out, n=n, m=n if m is None else m)
 
 
-# --- tensors from data -------------------------------------------------------------------------------
+# --- tensors from data ---------------------------------------------------------------------------
 
 
 def _nested_shape(data: Any) -> tuple[int, ...]:
@@ -249,8 +269,8 @@ def _from_sequence(data: Any, dtype: Any) -> np.ndarray[Any, Any]:
         bad = [v for v in leaves if not isinstance(v, int | float | complex | np.generic)]
         if bad:
             raise ArgumentTypeError(
-                f"tensor: the data holds a {type(bad[0]).__name__}; it must be numbers, nested lists "
-                "of numbers, or arrays"
+                f"tensor: the data holds a {type(bad[0]).__name__}; it must be numbers, nested "
+                "lists of numbers, or arrays"
             )
         if any(isinstance(v, np.generic) and not isinstance(v, float) for v in leaves):
             kinds = [
@@ -266,8 +286,8 @@ def _from_sequence(data: Any, dtype: Any) -> np.ndarray[Any, Any]:
     except (ValueError, TypeError) as error:
         if "inhomogeneous" in str(error):
             raise ShapeError(
-                f"tensor: the nested sequences have different lengths (expected shape {list(_nested_shape(data))}); all "
-                "rows must be equally long"
+                f"tensor: the nested sequences have different lengths, the first ones those of "
+                f"shape {list(_nested_shape(data))}; all rows must be equally long"
             ) from error
         raise ArgumentTypeError(
             f"tensor: {error}; the data must be numbers or nested lists of numbers"
@@ -334,7 +354,8 @@ def _foreign(data: Any) -> Any:
     ):
         return list(data)
     raise ArgumentTypeError(
-        f"tensor: received a {type(data).__name__}; pass a number, nested lists, an array or a Tensor"
+        f"tensor: received a {type(data).__name__}; pass a number, nested lists, an array or a "
+        "Tensor"
     )
 
 
@@ -422,6 +443,3 @@ def triu_indices(
 ) -> Any:
     """The indices of the part of a (row, col) matrix on and above a diagonal, as (2, count)."""
     return tensor(np.stack(np.triu_indices(row, offset, col)), dtype=dtype, device=device)
-
-
-_ = (FLOATING, INTEGER)

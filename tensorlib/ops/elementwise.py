@@ -11,7 +11,7 @@ from ..errors import ArgumentError, DtypeError
 
 COMPLEX_TYPES = (complex64.numpy, complex128.numpy)
 
-# --- arithmetic --------------------------------------------------------------------------------------
+# --- arithmetic ----------------------------------------------------------------------------------
 
 
 @primitive(x=lambda g: g, y=lambda g: g)
@@ -120,7 +120,7 @@ def _sgn_x(g: Any, x: Any, out: Any) -> Any:
     raw = getattr(x, "_array", x)
     if raw.dtype.kind != "c":
         return g * 0
-    # z/|z| varies with the angle only: (g - out · Re(conj(out) g)) / |z|, in either convention of g.
+    # z/|z| varies with the angle only: (g - out · Re(conj(out) g)) / |z|, in any convention of g.
     radius = abs(x)
     along = real(conj_physical(out) * g)
     safe = where(radius == 0, 1, radius)
@@ -238,12 +238,13 @@ def where_p(b, condition, x, y):
     """x where the condition holds, y elsewhere."""
     if condition.dtype.kind != "b":
         raise DtypeError(
-            f"where: the condition is {as_dtype(condition.dtype)}; pass a bool tensor, such as x > 0"
+            f"where: the condition is {as_dtype(condition.dtype)}; pass a bool tensor, such as "
+            "x > 0"
         )
     return b.where(condition, x, y)
 
 
-# --- casts, copies, complex numbers ------------------------------------------------------------------
+# --- casts, copies, complex numbers --------------------------------------------------------------
 
 
 @primitive(promotion=None, x=lambda g: g)
@@ -298,7 +299,7 @@ def complex_p(b, x, y):
     return out
 
 
-# --- public functions with torch's arguments ---------------------------------------------------------
+# --- public functions with torch's arguments -----------------------------------------------------
 
 
 def _times(alpha: Any, input: Any, other: Any, name: str) -> Any:

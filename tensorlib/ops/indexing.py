@@ -1,4 +1,4 @@
-"""Indexing: ``x[...]`` in all its forms, gather and scatter, selecting by mask or index, embedding."""
+"""Indexing: ``x[...]`` in all its forms, gather and scatter, selecting by mask or index."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def index_p(b, x, *, index):
 
 @primitive(promotion=None, x=lambda g, index: index_p(g, index=index))
 def index_add_zeros_p(b, x, *, shape, index):
-    """Zeros of `shape` with `x` added at an index, repeated places summed: the adjoint of `index`."""
+    """Zeros of `shape` with `x` added at an index, repeated places summed: `index`'s adjoint."""
     out = b.zeros(shape, x.dtype)
     b.index_add(out, index, x)
     return out
@@ -145,7 +145,7 @@ def _check_int(item: int, dim: int, size: int) -> None:
 
 
 def _check_array(item: Any, dim: int, shape: tuple[int, ...]) -> None:
-    """Name the dimension that an index array does not fit (on the host; a GPU would have to wait)."""
+    """Name the dimension that an array does not fit (on the host; a GPU would have to wait)."""
     if item.dtype.kind == "b":
         if item.shape != shape[dim : dim + item.ndim]:
             raise DimensionError(
@@ -160,7 +160,8 @@ def _check_array(item: Any, dim: int, shape: tuple[int, ...]) -> None:
 def _ints_first(x: Any, parsed: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
     """`x` with the ints of an index applied, and what is left of the index.
 
-    Beside arrays NumPy takes an int for an array, which moves the result's dimensions; torch does not.
+    Beside arrays NumPy takes an int for an array, which moves the result's dimensions; torch
+    does not.
     """
     if not any(item.__class__ is int for item in parsed):
         return x, parsed
@@ -179,7 +180,7 @@ def _ints_first(x: Any, parsed: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
 
 
 def getitem(x: Any, index: Any) -> Any:
-    """``x[index]``: a view for ints, slices, None and ...; a copy for integer and boolean arrays."""
+    """``x[index]``: a view for ints, slices, None and ...; a copy for integer and bool arrays."""
     if index.__class__ is int:
         if not x._array.ndim:
             raise DimensionError(
@@ -334,8 +335,8 @@ def _check_source(input: Any, dim: int, index: Any, source: Any, name: str) -> N
     wanted = (*input.shape[:d], index.numel(), *input.shape[d + 1 :])
     if tuple(source.shape) != wanted and input.ndim:
         raise ShapeError(
-            f"{name}: the source has shape {list(source.shape)}, expects {list(wanted)}: the input's, "
-            f"with one slice per index in dimension {d}"
+            f"{name}: the source has shape {list(source.shape)}, expects {list(wanted)}: the "
+            f"input's, with one slice per index in dimension {d}"
         )
 
 
@@ -454,7 +455,7 @@ def repeat_interleave(input: Any, repeats: Any, dim: int | None = None) -> Any:
     return index_select(x, d, positions)
 
 
-# --- embedding ---------------------------------------------------------------------------------------
+# --- embedding -----------------------------------------------------------------------------------
 
 
 @primitive(

@@ -1,8 +1,9 @@
-"""Splitting, joining, repeating and reordering: split, cat, stack, repeat, flip, roll, triangles, padding."""
+"""Splitting, joining, repeating, reordering: split, cat, stack, repeat, flip, tril, padding."""
 
 from __future__ import annotations
 
 import operator
+from itertools import pairwise
 from typing import Any
 
 from ..autograd.core import TensorBase, apply
@@ -129,11 +130,7 @@ def tensor_split(input: Any, indices_or_sections: Any, dim: int = 0) -> tuple[An
         sizes = [base + 1] * more + [base] * (indices_or_sections - more)
     else:
         cuts = [min(max(c + n if c < 0 else c, 0), n) for c in indices_or_sections]
-        edges = [0, *cuts, n]
-        sizes = [max(0, z - a) for a, z in zip(edges, edges[1:], strict=False)]
-        return tuple(
-            input.narrow(d, min(a, z), s) for a, z, s in zip(edges, edges[1:], sizes, strict=False)
-        )
+        return tuple(input.narrow(d, min(a, z), max(0, z - a)) for a, z in pairwise([0, *cuts, n]))
     return split(input, sizes, d)
 
 
@@ -166,8 +163,8 @@ def cat(tensors: Any, dim: int = 0, *, out: Any = None) -> Any:
             a != z for j, (a, z) in enumerate(zip(x.shape, first, strict=True)) if j != d
         ):
             raise ShapeError(
-                f"cat: tensor {i} has shape {list(x.shape)}, tensor 0 {list(first)}; sizes must match except in "
-                f"dimension {d}"
+                f"cat: tensor {i} has shape {list(x.shape)}, tensor 0 {list(first)}; sizes must "
+                f"match except in dimension {d}"
             )
     if not first:
         raise ShapeError("cat: zero-dimensional tensors cannot be concatenated; use stack()")
@@ -185,7 +182,8 @@ def stack(tensors: Any, dim: int = 0, *, out: Any = None) -> Any:
     for i, x in enumerate(given):
         if x._array.shape != given[0]._array.shape:
             raise ShapeError(
-                f"stack: tensor {i} has shape {list(x.shape)}, tensor 0 {list(given[0].shape)}; all must be equal"
+                f"stack: tensor {i} has shape {list(x.shape)}, tensor 0 {list(given[0].shape)}; "
+                "all must be equal"
             )
     return write_out(out, apply(stack_p, tuple(given), {"dim": d}))
 
@@ -213,7 +211,7 @@ def repeat(input: Any, *repeats: Any) -> Any:
     lead = len(counts) - input.ndim
     if lead < 0:
         raise ShapeError(
-            f"repeat: {len(counts)} counts for {input.ndim} dimensions; give one per dimension or more"
+            f"repeat: {len(counts)} counts for {input.ndim} dimensions; give at least one for each"
         )
     shape = (1,) * lead + tuple(input.shape)
     apart = view(input.contiguous(), tuple(n for s in shape for n in (1, s)))

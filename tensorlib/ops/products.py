@@ -6,13 +6,12 @@ import math
 import string
 from typing import Any
 
-from ..autograd.core import TensorBase, apply
+from ..autograd.core import apply
 from ..autograd.primitive import primitive, write_out
 from ..dtypes import HALF, as_dtype
 from ..errors import ArgumentError, DtypeError, ShapeError
 from .reduction import sum_p
 from .shaping import (
-    broadcast_shapes,
     check_dim,
     diagonal,
     expand,
@@ -51,8 +50,8 @@ def matmul_p(b, x, y):
     """The product of matrices (at least 2-d; leading dimensions broadcast)."""
     if x.dtype != y.dtype:
         raise DtypeError(
-            f"matmul: expected both tensors to have the same dtype, but got {as_dtype(x.dtype)} and "
-            f"{as_dtype(y.dtype)}; convert one with .to()"
+            "matmul: expected both tensors to have the same dtype, but got "
+            f"{as_dtype(x.dtype)} and {as_dtype(y.dtype)}; convert one with .to()"
         )
     if x.dtype in HALF and b.name == "cpu":
         return b.matmul(x.astype("float32"), y.astype("float32")).astype(x.dtype)
@@ -77,7 +76,7 @@ def linear_p(b, x, weight, bias):
     return out
 
 
-# --- public functions with torch's arguments ---------------------------------------------------------
+# --- public functions with torch's arguments -----------------------------------------------------
 
 
 def matmul(input: Any, other: Any, *, out: Any = None) -> Any:
@@ -93,8 +92,8 @@ def matmul(input: Any, other: Any, *, out: Any = None) -> Any:
         raise ShapeError("matmul: both arguments need at least 1 dimension; use * for a 0-d tensor")
     if xs[-1] != ys[-2 if len(ys) > 1 else -1]:
         raise ShapeError(
-            f"matmul: shapes cannot be multiplied ({_times(xs)} and {_times(ys)}): the last size of the first, "
-            f"{xs[-1]}, must equal size {ys[-2 if len(ys) > 1 else -1]} of the second"
+            f"matmul: shapes cannot be multiplied ({_times(xs)} and {_times(ys)}): the last size "
+            f"of the first, {xs[-1]}, must equal size {ys[-2 if len(ys) > 1 else -1]} of the second"
         )
     if len(xs) == 1:
         x = unsqueeze(x, 0)
@@ -180,7 +179,17 @@ def _scaled(x: Any, factor: Any) -> Any:
 
 
 def tensordot(a: Any, b: Any, dims: Any = 2, out: Any = None) -> Any:
-    """Sum of products over the last `dims` dimensions of `a` and the first of `b`, or over the pairs listed."""
+    """Sums of products over dimensions of `a` and `b`.
+
+    Args:
+        a: The first tensor.
+        b: The second tensor.
+        dims: So many last dimensions of `a` and first ones of `b`; or two lists of dimensions.
+        out: Where to write the result.
+
+    Raises:
+        ShapeError: the sizes of two such dimensions differ.
+    """
     if isinstance(dims, int):
         first, second = list(range(a.ndim - dims, a.ndim)), list(range(dims))
     else:
@@ -188,7 +197,8 @@ def tensordot(a: Any, b: Any, dims: Any = 2, out: Any = None) -> Any:
         second = [check_dim(d, b.ndim, "tensordot") for d in dims[1]]
     if [a.shape[d] for d in first] != [b.shape[d] for d in second]:
         raise ShapeError(
-            f"tensordot: sizes over dims {first} of {list(a.shape)} and {second} of {list(b.shape)} differ"
+            f"tensordot: the sizes of dims {first} of {list(a.shape)} and of dims {second} of "
+            f"{list(b.shape)} differ; they must be equal in pairs"
         )
     free_a = [d for d in range(a.ndim) if d not in first]
     free_b = [d for d in range(b.ndim) if d not in second]
@@ -199,11 +209,11 @@ def tensordot(a: Any, b: Any, dims: Any = 2, out: Any = None) -> Any:
     return write_out(out, reshape(matmul(left, right), shape))
 
 
-# --- einsum ------------------------------------------------------------------------------------------
+# --- einsum --------------------------------------------------------------------------------------
 
 
 def _parse(equation: str, operands: list[Any]) -> tuple[list[str], str]:
-    """The subscripts of each operand and of the result, ``...`` replaced by letters not used otherwise."""
+    """The subscripts of each operand and of the result; unused letters stand in for ``...``."""
     text = equation.replace(" ", "")
     left, arrow, right = text.partition("->")
     terms = left.split(",")
@@ -282,7 +292,8 @@ def einsum(equation: str, *operands: Any) -> Any:
     """Sums of products by Einstein's convention, such as ``einsum("bij,bjk->bik", x, y)``.
 
     Args:
-        equation: Subscripts of the operands and, after ``->``, of the result; ``...`` stands for any others.
+        equation: Subscripts of the operands and, after ``->``, of the result; ``...`` stands for
+            any others.
         operands: The tensors (or one list of them); contracted from left to right.
 
     Raises:
@@ -311,11 +322,3 @@ def _sum_unneeded(x: Any, term: str, needed: str) -> tuple[Any, str]:
     if gone:
         x, term = x.sum(gone), "".join(c for c in term if c in needed)
     return x, term
-
-
-__all__ = [
-    "addmm", "addmv", "baddbmm", "bmm", "broadcast_shapes", "dot", "einsum", "linear_p", "matmul", "mm", "mv", "outer",
-    "tensordot",
-]  # fmt: skip
-
-_ = TensorBase

@@ -1,25 +1,42 @@
-"""Reductions: sum, mean, prod, extremes, variance, norms, softmax's normalizers, cumulative sums, sorting."""
+"""Reductions: sum, mean, prod, extremes, variance, norms, softmax, cumulative sums."""
 
 from __future__ import annotations
 
 import math
-from collections import namedtuple
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..autograd.core import TensorBase, apply
 from ..autograd.primitive import primitive, write_out
-from ..dtypes import HALF, as_dtype
+from ..dtypes import HALF, as_dtype, int64
 from ..errors import ArgumentError, DimensionError, DtypeError, ShapeError
 from .elementwise import abs as abs_
-from .elementwise import cast, refuse_complex, sign, where
+from .elementwise import cast, maximum, minimum, refuse_complex, sign, where
 from .joining import flip, unbind
 from .precision import like, wide
 from .shaping import check_dim, dims_of, expand_back, reshape_any
 from .transcendental import exp, sqrt
 from .transcendental import pow as power
 
-max_result = namedtuple("max", ["values", "indices"])
-min_result = namedtuple("min", ["values", "indices"])
+
+class max_result(NamedTuple):
+    """The largest elements and where they are."""
+
+    values: Any
+    indices: Any
+
+
+class min_result(NamedTuple):
+    """The smallest elements and where they are."""
+
+    values: Any
+    indices: Any
+
+
+class aminmax_result(NamedTuple):
+    """The smallest and the largest elements."""
+
+    min: Any
+    max: Any
 
 
 def _accumulate(b: Any, name: str, x: Any, dim: Any, keepdim: bool) -> Any:
@@ -63,7 +80,7 @@ def _prod_reference(x: Any, dim: int, keepdim: bool) -> Any:
 
 
 def _prod_x(g: Any, b: Any, x: Any, dim: int, keepdim: bool) -> Any:
-    """g · the product of the others, from exclusive products on both sides (so that zeros are no problem)."""
+    """g · the product of the others, by exclusive products from both sides: zeros may occur."""
     ones = b.ones_like(b.take(x, b.arange(0, 1), axis=dim)) if x.shape[dim] else x
     n = x.shape[dim]
     first = b.take(x, b.arange(n - 1), axis=dim) if n else x
@@ -159,7 +176,9 @@ def cumsum_p(b, x, *, dim):
 def logsumexp_p(b, x, *, dim, keepdim=False):
     """log Σ eˣ without overflow."""
     values = wide(x)
-    top = b.max(values, axis=dim, keepdims=True, initial=-math.inf)
+    if not x.size:  # log 0, or nothing
+        return like(b.log(b.sum(values, axis=dim, keepdims=keepdim)), x)
+    top = b.max(values, axis=dim, keepdims=True)
     top = b.where(b.isfinite(top), top, 0).astype(values.dtype)
     out = b.log(b.sum(b.exp(values - top), axis=dim, keepdims=True)) + top
     return like(out if keepdim else b.squeeze(out, dim), x)
@@ -214,22 +233,18 @@ def norm2_p(b, x, *, dim=None, keepdim=False):
     return like(b.sqrt(b.sum(values * values, axis=dim, keepdims=keepdim)), x)
 
 
-# --- public functions with torch's arguments ---------------------------------------------------------
+# --- public functions with torch's arguments -----------------------------------------------------
 
 
 def _as_sum_dtype(input: Any, dtype: Any) -> Any:
     """Integers and bools are summed in int64, everything in `dtype` if one is asked for."""
     kind = input._array.dtype.kind
-    wanted = as_dtype(dtype).numpy if dtype is not None else "int64" if kind in "biu" else None
+    wanted = int64.numpy if kind in "biu" else None
+    if dtype is not None:
+        wanted = as_dtype(dtype).numpy
     if wanted is None or input._array.dtype == wanted:
         return input
-    return cast(input, dtype=_np(wanted))
-
-
-def _np(d: Any) -> Any:
-    import numpy as np
-
-    return np.dtype(d)
+    return cast(input, dtype=wanted)
 
 
 def sum(
@@ -238,7 +253,8 @@ def sum(
     """The sum over `dim` (an int, a tuple, or None for all); integers are summed in int64.
 
     Raises:
-        DimensionError: a dimension is out of range or repeated.
+        DimensionError: a dimension is out of range.
+        ShapeError: a dimension is repeated.
     """
     x = _as_sum_dtype(input, dtype)
     return write_out(out, apply(sum_p, (x,), {"dim": dims_of(x, dim, "sum"), "keepdim": keepdim}))
@@ -252,8 +268,8 @@ def nansum(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = N
 def _require_float(input: Any, name: str) -> None:
     if input._array.dtype.kind in "biu":
         raise DtypeError(
-            f"{name}: received a {as_dtype(input._array.dtype)} tensor; convert it with .float(), or pass a "
-            "floating-point dtype="
+            f"{name}: received a {as_dtype(input._array.dtype)} tensor; convert it with .float(), "
+            "or pass a floating-point dtype="
         )
 
 
@@ -292,13 +308,10 @@ def amin(input: Any, dim: Any = (), keepdim: bool = False, *, out: Any = None) -
     )
 
 
-def aminmax(input: Any, *, dim: int | None = None, keepdim: bool = False) -> Any:
+def aminmax(input: Any, *, dim: int | None = None, keepdim: bool = False) -> aminmax_result:
     """(smallest, largest) over one dimension, or of all."""
-    pair = namedtuple("aminmax", ["min", "max"])
-    return pair(
-        amin(input, () if dim is None else dim, keepdim),
-        amax(input, () if dim is None else dim, keepdim),
-    )
+    over = () if dim is None else dim
+    return aminmax_result(amin(input, over, keepdim), amax(input, over, keepdim))
 
 
 def _extreme(input: Any, dim: int, keepdim: bool, arg: Any, result: Any) -> Any:
@@ -316,9 +329,7 @@ def _extreme(input: Any, dim: int, keepdim: bool, arg: Any, result: Any) -> Any:
 def max(
     input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None, out: Any = None
 ) -> Any:
-    """The largest element of all; ``(values, indices)`` over `dim`; or `maximum` of two tensors."""
-    from .elementwise import maximum
-
+    """The largest element; ``(values, indices)`` over `dim`; or `maximum` of two tensors."""
     other = dim if isinstance(dim, TensorBase) else other
     if other is not None:
         return write_out(out, maximum(input, other))
@@ -330,9 +341,7 @@ def max(
 def min(
     input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None, out: Any = None
 ) -> Any:
-    """The smallest element of all; ``(values, indices)`` over `dim`; or `minimum` of two tensors."""
-    from .elementwise import minimum
-
+    """The smallest element; ``(values, indices)`` over `dim`; or `minimum` of two tensors."""
     other = dim if isinstance(dim, TensorBase) else other
     if other is not None:
         return write_out(out, minimum(input, other))

@@ -1,4 +1,4 @@
-"""Shape operations: views (view, permute, expand, split, ...), joining, repeating, flipping, triangles."""
+"""Shapes: views (view, permute, expand, slice, diagonal, unfold, ...) and their adjoints."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import math
 import operator
 from typing import Any
 
+import numpy as np
+
 from ..autograd.core import TensorBase, apply
 from ..autograd.primitive import primitive
-from ..errors import ArgumentTypeError, DimensionError, DtypeError, ShapeError
+from ..errors import ArgumentTypeError, DimensionError, ShapeError
 
-# --- dimensions --------------------------------------------------------------------------------------
+# --- dimensions ----------------------------------------------------------------------------------
 
 
 def check_dim(dim: Any, ndim: int, name: str) -> int:
@@ -28,7 +30,8 @@ def check_dim(dim: Any, ndim: int, name: str) -> int:
     n = ndim if ndim else 1
     if not -n <= d < n:
         raise DimensionError(
-            f"{name}: Dimension out of range (expected to be in range of [{-n}, {n - 1}], but got {d})"
+            f"{name}: Dimension out of range (expected to be in range of [{-n}, {n - 1}], but got "
+            f"{d})"
         )
     return d % n
 
@@ -94,7 +97,7 @@ def expand_back(g: Any, shape: tuple[int, ...], dim: Any, keepdim: bool) -> Any:
     return expand_p(g, shape=tuple(shape))
 
 
-# --- views -------------------------------------------------------------------------------------------
+# --- views ---------------------------------------------------------------------------------------
 
 
 @primitive(promotion=None, view=True, x=lambda g, x_shape: reshape_any(g, x_shape))
@@ -105,8 +108,8 @@ def view_p(b, x, *, shape):
     out = _try_view(x, shape)
     if out is None:
         raise ShapeError(
-            f"view: shape {list(shape)} does not fit the strides of this tensor (shape {list(x.shape)}, not "
-            "contiguous); use reshape()"
+            f"view: shape {list(shape)} does not fit the strides of this tensor (shape "
+            f"{list(x.shape)}, not contiguous); use reshape()"
         )
     return out
 
@@ -181,30 +184,22 @@ def place_p(b, x, *, shape, index):
 )
 def diagonal_p(b, x, *, offset, dims):
     """A diagonal of two dimensions, moved to the end; a view."""
-    out = b.diagonal(x, offset, *dims)
-    if hasattr(out.flags, "writeable") and x.flags.writeable:
-        out = (
-            b.as_strided(x, out.shape, out.strides)
-            if out.size == 0 or offset == 0
-            else _writable(b, x, out)
-        )
-    return out
+    return _diagonal(b, x, offset, dims)
 
 
-def _writable(b: Any, x: Any, out: Any) -> Any:
-    """NumPy's diagonal is read-only; the same view of writable memory."""
-    out.flags.writeable = True
-    return out
+def _diagonal(b: Any, x: Any, offset: int, dims: tuple[int, int]) -> Any:
+    """NumPy's diagonal, which is read-only, as a view that is as writable as `x`."""
+    view = b.diagonal(x, offset, *dims)
+    if b.name == "cpu" and x.flags.writeable:
+        view.flags.writeable = True
+    return view
 
 
 @primitive(promotion=None, x=lambda g, offset, dims: diagonal_p(g, offset=offset, dims=dims))
 def diagonal_scatter_p(b, x, *, shape, offset, dims):
     """Zeros of `shape` with `x` on a diagonal: the adjoint of `diagonal`."""
     out = b.zeros(shape, x.dtype)
-    view = b.diagonal(out, offset, *dims)
-    if hasattr(view.flags, "writeable"):
-        view.flags.writeable = True
-    view[...] = x
+    _diagonal(b, out, offset, dims)[...] = x
     return out
 
 
@@ -238,7 +233,10 @@ def fold_p(b, x, *, shape, dim, size, step):
     y=lambda g, chain: _region(g, chain),
 )
 def copy_slices(b, x, y, *, chain):
-    """x with the region that a chain of views reaches replaced by y: what an edit of a view did to its base."""
+    """x with the region that a chain of views reaches replaced by y.
+
+    It is what an edit of a view does to its base.
+    """
     from ..autograd.core import replay
 
     out = x.copy("C")
@@ -264,10 +262,10 @@ def zero_region_p(b, x, *, chain):
     return out
 
 
-# --- joining, repeating, reordering ------------------------------------------------------------------
+# --- joining, repeating, reordering --------------------------------------------------------------
 
 
-# --- public functions with torch's arguments ---------------------------------------------------------
+# --- public functions with torch's arguments -----------------------------------------------------
 
 
 def view(input: Any, *shape: Any) -> Any:
@@ -443,8 +441,6 @@ def broadcast_to(input: Any, size: Any) -> Any:
 
 def broadcast_shapes(*shapes: Any) -> Any:
     """The shape that the shapes broadcast to."""
-    import numpy as np
-
     from ..tensor import Size
 
     try:
@@ -490,7 +486,7 @@ def trace(input: Any) -> Any:
 
 
 def unfold(input: Any, dimension: int, size: int, step: int) -> Any:
-    """All windows of `size` elements along `dimension`, `step` apart, in a new last dimension; a view."""
+    """All windows of `size` elements along `dimension`, `step` apart, in a new last one; a view."""
     d = check_dim(dimension, input.ndim, "unfold")
     if input.ndim == 0 or not 0 <= size <= input.shape[d] or step <= 0:
         raise ShapeError(
@@ -534,9 +530,3 @@ def contiguous(input: Any, memory_format: Any = None) -> Any:
     from .elementwise import clone_p
 
     return apply(clone_p, (input,), {"order": "C"})
-
-
-def refuse_bool(x: Any, name: str) -> None:
-    """Refuse a bool tensor where numbers are needed."""
-    if x._array.dtype.kind == "b":
-        raise DtypeError(f"{name}: received a bool tensor; convert it with .to()")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..autograd.core import TensorBase, apply, wrap
 from ..autograd.primitive import primitive, write_out
@@ -14,8 +13,19 @@ from .indexing import gather
 from .reduction import argmax_p
 from .shaping import check_dim
 
-sort_result = namedtuple("sort", ["values", "indices"])
-topk_result = namedtuple("topk", ["values", "indices"])
+
+class sort_result(NamedTuple):
+    """The elements in order and where they were."""
+
+    values: Any
+    indices: Any
+
+
+class topk_result(NamedTuple):
+    """The largest (or smallest) elements and where they are."""
+
+    values: Any
+    indices: Any
 
 
 @primitive(promotion=None)

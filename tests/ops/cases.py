@@ -1,9 +1,10 @@
 """How a primitive is tested: `Case` says with what inputs, and what NumPy or SciPy gives for them.
 
-A case leaves the dtype open. Its inputs are made from shapes and ranges, distinct and away from one another,
-so that finite differences meet no kink, and its reference is an expression in NumPy on float64, complex128
-or int64 arrays that knows nothing of the code under test. The tables are in `elementwise_cases`,
-`shape_cases`, `reduction_cases` and `other_cases`; `CASES` in `table` joins them.
+A case leaves the dtype open. Its inputs are made from shapes and ranges, distinct and away from one
+another, so that finite differences meet no kink, and its reference is an expression in NumPy on
+float64, complex128 or int64 arrays that knows nothing of the code under test. The tables are in
+`elementwise_cases`, `shape_cases`, `reduction_cases`, `other_cases`, `nn_cases`; `table` joins
+them.
 """
 
 from __future__ import annotations
@@ -70,9 +71,9 @@ class Case:
         reference: The expected result from the arrays and the options, in NumPy or SciPy.
         options: The primitive's options.
         dtypes: The kinds of dtype to run with (see `DTYPES`).
-        result: The result's dtype: "same", "float" (integers become float32), "real" (complex numbers
-            become real ones), "wide" (half precisions become float32), or a dtype's name; one for each
-            of several results.
+        result: The result's dtype: "same", "float" (integers become float32), "real" (complex
+            numbers become real ones), "wide" (half precisions become float32), or a dtype's name;
+            one for each of several results.
         view: The result shares memory with the first input.
         order: Up to which order derivatives are checked (at a kink, not at all).
         tolerance: Units in the last place that the result may be off, in float32 and below.

@@ -1,4 +1,4 @@
-"""One expression in two libraries: `same(torch, "t.cat([x, x], 1)")` evaluates it with both and compares.
+"""One expression in two libraries: `same(torch, "t.cat([x, x], 1)")` evaluates and compares.
 
 In an expression `t` is the library; the other names are the tensors of `arrays`, the same in both.
 Gradients are compared as well, wherever the result has any.

@@ -1,4 +1,4 @@
-"""Cases of the primitives of networks: activations, convolution, pooling, resampling, losses, normalization."""
+"""Cases of the primitives of networks: activations, convolution, pooling, losses, normalization."""
 
 import itertools
 import math
@@ -33,18 +33,25 @@ def gelu(x: Any, approximate: bool = False) -> Any:
 
 ACTIVATIONS = {
     "hardtanh": [
-        Case((Values((2, 3)),), lambda x, low, high: np.minimum(np.maximum(x, low), high),
-             {"low": -0.5, "high": 1.0}),
+        Case(
+            (Values((2, 3)),),
+            lambda x, low, high: np.minimum(np.maximum(x, low), high),
+            {"low": -0.5, "high": 1.0},
+        ),
         Case((Values(()),), lambda x, low, high: np.clip(x, low, high), {"low": 0.0, "high": 6.0}),
     ],
     "leaky_relu": [
         Case((Values(shape),), lambda x, slope: np.where(x > 0, x, slope * x), {"slope": slope})
         for shape, slope in (((2, 3), 0.25), ((2, 3), -0.5), ((), 2.0))
     ],
-    "elu": unary(elu, tolerance=16)
-    + [Case((Values((2, 3)),), elu, {"alpha": 1.5, "scale": 0.5, "input_scale": 2.0}, tolerance=16)],
-    "softplus": unary(softplus, tolerance=16)
-    + [
+    "elu": [
+        *unary(elu, tolerance=16),
+        Case(
+            (Values((2, 3)),), elu, {"alpha": 1.5, "scale": 0.5, "input_scale": 2.0}, tolerance=16
+        ),
+    ],
+    "softplus": [
+        *unary(softplus, tolerance=16),
         Case((Values((2, 3)),), softplus, {"beta": 2.0, "threshold": 1.5}, tolerance=16),
         Case((np.array([-1000.0, 1000.0]),), lambda x: [0.0, 1000.0]),
     ],
@@ -52,7 +59,7 @@ ACTIVATIONS = {
     "mish": unary(lambda x: x * np.tanh(softplus(x)), tolerance=16),
     "gelu": unary(gelu, tolerance=16)
     + [Case((Values(shape),), gelu, {"approximate": True}, tolerance=16) for shape in ((2, 3), ())],
-}  # fmt: skip
+}
 
 # --- convolution and pooling, window by window ---------------------------------------------------
 
@@ -70,7 +77,7 @@ def windows(shape: Any, size: Any, kernel: Any, stride: Any, padding: Any, dilat
 
 
 def conv_tensor(x_size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Any:
-    """1 at (window, element, place) where that element of the kernel sees that place; all flattened."""
+    """1 at (window, element, place) where that element of the kernel sees that place; flattened."""
     count = tuple(
         (n + sum(p) - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(x_size, kernel, stride, padding, dilation, strict=True)
@@ -227,9 +234,12 @@ POOLS = (
     ((4, 5), (3, 2), {"kernel": (2, 3), "stride": (1, 2), "padding": (0, 0), "dilation": (1, 1)}),
     ((5, 3), (3, 2), {"kernel": (2, 2), "stride": (1, 1), "padding": (0, 0), "dilation": (2, 1)}),
     ((4, 4), (2, 2), {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0), "dilation": (1, 1)}),
-    ((2, 3, 2), (1, 1, 1),
-     {"kernel": (2, 3, 2), "stride": (2, 3, 2), "padding": (0, 0, 0), "dilation": (1, 1, 1)}),
-)  # fmt: skip
+    (
+        (2, 3, 2),
+        (1, 1, 1),
+        {"kernel": (2, 3, 2), "stride": (2, 3, 2), "padding": (0, 0, 0), "dilation": (1, 1, 1)},
+    ),
+)
 
 
 def pools() -> dict[str, list[Case]]:
@@ -313,23 +323,37 @@ def normalize(x: Any, weight: Any, bias: Any, axes: Any, eps: float, centred: bo
 WIDE = ("same", "wide", "wide")
 
 LOSSES = {
-    "pick_class": [Case((Values((2, 3, 2)), TARGET), pick_class),
-                   Case((Values((2, 3)), np.array([2, 0])), pick_class)],
+    "pick_class": [
+        Case((Values((2, 3, 2)), TARGET), pick_class),
+        Case((Values((2, 3)), np.array([2, 0])), pick_class),
+    ],
     "place_class": [Case((Values((2, 2)), TARGET), place_class, {"classes": 3})],
     "cross_entropy": [
         Case((Values((2, 3, 2)), TARGET), cross_entropy, result=("same", "wide"), tolerance=16),
-        Case((Values((3, 4)), np.array([3, 0, 1])), cross_entropy, result=("same", "wide"),
-             tolerance=16),
-        Case((Values((0, 4)), np.zeros(0, np.int64)), lambda x, y: (np.zeros(0), np.zeros(0)),
-             result=("same", "wide")),
+        Case(
+            (Values((3, 4)), np.array([3, 0, 1])),
+            cross_entropy,
+            result=("same", "wide"),
+            tolerance=16,
+        ),
+        Case(
+            (Values((0, 4)), np.zeros(0, np.int64)),
+            lambda x, y: (np.zeros(0), np.zeros(0)),
+            result=("same", "wide"),
+        ),
     ],
     "binary_cross_entropy": [
         Case((Values(shape, 0.1, 0.9), Values(shape, 0.1, 0.9)), binary_cross_entropy, tolerance=16)
         for shape in ((2, 3), ())
     ],
     "normalize": [
-        Case((Values(x), w and Values(w), b and Values(b)), normalize, {"axes": axes, "eps": 0.1, **more},
-             result=WIDE, tolerance=64)
+        Case(
+            (Values(x), w and Values(w), b and Values(b)),
+            normalize,
+            {"axes": axes, "eps": 0.1, **more},
+            result=WIDE,
+            tolerance=64,
+        )
         for x, w, b, axes, more in (
             ((3, 4), (4,), (4,), (1,), {}),
             ((2, 3, 4), None, None, (1, 2), {}),
@@ -340,6 +364,6 @@ LOSSES = {
             ((2, 3, 4), (3, 4), (3, 4), (1, 2), {}),
         )
     ],
-}  # fmt: skip
+}
 
 CASES = {**ACTIVATIONS, **WINDOWS, **LOSSES}

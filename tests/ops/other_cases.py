@@ -50,18 +50,25 @@ PRODUCTS = {
     "matmul": [
         Case((Values(a), Values(b)), np.matmul, dtypes="flc", tolerance=16)
         for a, b in (
-            ((2, 3), (3, 4)), ((2, 2, 3), (2, 3, 1)), ((2, 2, 3), (3, 2)), ((2, 3), (2, 3, 2)),
-            ((2, 1, 2, 3), (3, 3, 1)), ((2, 0), (0, 3)),
+            ((2, 3), (3, 4)),
+            ((2, 2, 3), (2, 3, 1)),
+            ((2, 2, 3), (3, 2)),
+            ((2, 3), (2, 3, 2)),
+            ((2, 1, 2, 3), (3, 3, 1)),
+            ((2, 0), (0, 3)),
         )
     ],
     "linear": [
         Case((Values(x), Values(w), b), linear, dtypes="fc", tolerance=16)
         for x, w, b in (
-            ((2, 3), (4, 3), Values((4,))), ((3,), (2, 3), Values((2,))), ((3,), (2, 3), None),
-            ((2, 2, 3), (1, 3), None), ((0, 3), (2, 3), Values((2,))),
+            ((2, 3), (4, 3), Values((4,))),
+            ((3,), (2, 3), Values((2,))),
+            ((3,), (2, 3), None),
+            ((2, 2, 3), (1, 3), None),
+            ((0, 3), (2, 3), Values((2,))),
         )
     ],
-}  # fmt: skip
+}
 
 INDEXING = {
     "index": [
@@ -75,8 +82,11 @@ INDEXING = {
     "index_put": [
         Case((Values((3, 2)), Values(v)), put, {"index": index, "accumulate": accumulate}, "flc")
         for v, index, accumulate in (
-            ((2, 2), (UNIQUE,), False), ((2,), (UNIQUE,), False), ((), (MASK,), False),
-            ((3,), (ROW, COLUMN), True), ((2,), (ROW,), True),
+            ((2, 2), (UNIQUE,), False),
+            ((2,), (UNIQUE,), False),
+            ((), (MASK,), False),
+            ((3,), (ROW, COLUMN), True),
+            ((2,), (ROW,), True),
         )
     ],
     "zero_index": [
@@ -87,18 +97,26 @@ INDEXING = {
         Case((Values((4, 2)),), rows, {"index": np.array([[1, 3], [1, 0]])}, "f"),
     ],
     "embedding_backward": [
-        Case((Values((2, 3, 2)),), rows_back,
-             {"shape": (4, 2), "index": np.array([[1, 3, 1], [1, 0, 2]]), "padding_idx": padding})
+        Case(
+            (Values((2, 3, 2)),),
+            rows_back,
+            {"shape": (4, 2), "index": np.array([[1, 3, 1], [1, 0, 2]]), "padding_idx": padding},
+        )
         for padding in (-1, 1)
     ],
     "to_device": [
-        Case((Values((2, 3)),), lambda x, device, source: x, {"device": None, "source": None},
-             "fibc", view=True),
+        Case(
+            (Values((2, 3)),),
+            lambda x, device, source: x,
+            {"device": None, "source": None},
+            "fibc",
+            view=True,
+        ),
     ],
-}  # fmt: skip
+}
 
 
-# --- factories: the dtype and the device are options -------------------------------------------------
+# --- factories: the dtype and the device are options ---------------------------------------------
 
 
 def uniform(shape: Any, dtype: Any, seed: int, offset: int) -> Any:
@@ -146,25 +164,41 @@ STREAM = {"seed": 0x0123456789ABCDEF, "offset": 5}
 
 FACTORIES = {
     "full": [
-        Case((), lambda shape, value, dtype: np.full(shape, value), {"shape": shape, "value": value},
-             dtypes)
+        Case(
+            (),
+            lambda shape, value, dtype: np.full(shape, value),
+            {"shape": shape, "value": value},
+            dtypes,
+        )
         for shape, value, dtypes in (((2, 3), 0, "fibc"), ((), 2.5, "fc"), ((0, 2), 1, "i"))
     ],
     "empty": [Case((), None, {"shape": shape}, "fibc") for shape in ((2, 3), (), (0,))],
     "arange": [
-        Case((), lambda start, step, count, dtype: [start + i * step for i in range(count)],
-             {"start": start, "step": step, "count": count}, dtypes)
+        Case(
+            (),
+            lambda start, step, count, dtype: [start + i * step for i in range(count)],
+            {"start": start, "step": step, "count": count},
+            dtypes,
+        )
         for start, step, count, dtypes in ((3, 2, 4, "fi"), (0.5, -0.25, 5, "f"), (0, 1, 0, "fi"))
     ],
     "linspace": [
-        Case((), lambda start, end, count, dtype: [
-            start + (end - start) * i / max(count - 1, 1) for i in range(count)],
-             {"start": start, "end": end, "count": count})
+        Case(
+            (),
+            lambda start, end, count, dtype: [
+                start + (end - start) * i / max(count - 1, 1) for i in range(count)
+            ],
+            {"start": start, "end": end, "count": count},
+        )
         for start, end, count in ((0, 1, 5), (2.5, -1.5, 3), (1, 2, 1), (1, 2, 0))
     ],
     "eye": [
-        Case((), lambda n, m, dtype: [[float(i == j) for j in range(m)] for i in range(n)],
-             {"n": n, "m": m}, "fibc")
+        Case(
+            (),
+            lambda n, m, dtype: [[float(i == j) for j in range(m)] for i in range(n)],
+            {"n": n, "m": m},
+            "fibc",
+        )
         for n, m in ((2, 3), (3, 3))
     ],
     "random_uniform": [
@@ -177,9 +211,7 @@ FACTORIES = {
         Case((), integers, {"shape": (7,), **STREAM, "low": low, "high": high}, "l")
         for low, high in ((0, 10), (-5, 3), (0, 2**32), (-(2**40), 2**41), (0, 1))
     ],
-    "random_permutation": [
-        Case((), permutation, {"n": n, **STREAM}, "l") for n in (9, 1, 0)
-    ],
-}  # fmt: skip
+    "random_permutation": [Case((), permutation, {"n": n, **STREAM}, "l") for n in (9, 1, 0)],
+}
 
 CASES = {**PRODUCTS, **INDEXING, **FACTORIES}

@@ -1,4 +1,4 @@
-"""Philox4x32-10 in plain Python integers, after figure 2 and section 3.3 of Salmon et al. (SC 2011)."""
+"""Philox4x32-10 in plain Python integers, after section 3.3 of Salmon et al. (SC 2011)."""
 
 WORD = 2**32
 

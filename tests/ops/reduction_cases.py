@@ -16,19 +16,27 @@ ALONG = (((2, 3), 0), ((2, 3), 1), ((4,), 0), ((2, 0), 1))
 def over(function: Any, *more: tuple[Any, Any, bool], **settings: Any) -> list[Case]:
     """Cases of a reduction over any dimensions; `function` has NumPy's axis and keepdims."""
     return [
-        Case((Values(shape),), lambda x, dim, keepdim: function(x, axis=dim, keepdims=keepdim),
-             {"dim": dim, "keepdim": keepdim}, **settings)
+        Case(
+            (Values(shape),),
+            lambda x, dim, keepdim: function(x, axis=dim, keepdims=keepdim),
+            {"dim": dim, "keepdim": keepdim},
+            **settings,
+        )
         for shape, dim, keepdim in (*OVER, *more)
-    ]  # fmt: skip
+    ]
 
 
 def over_one(function: Any, **settings: Any) -> list[Case]:
     """Cases of a reduction over one dimension."""
     return [
-        Case((Values(shape),), lambda x, dim, keepdim: function(x, axis=dim, keepdims=keepdim),
-             {"dim": dim, "keepdim": keepdim}, **settings)
+        Case(
+            (Values(shape),),
+            lambda x, dim, keepdim: function(x, axis=dim, keepdims=keepdim),
+            {"dim": dim, "keepdim": keepdim},
+            **settings,
+        )
         for shape, dim, keepdim in OVER_ONE
-    ]  # fmt: skip
+    ]
 
 
 def along(function: Any, **settings: Any) -> list[Case]:
@@ -57,19 +65,27 @@ CASES = {
         Case((np.array(x),), lambda x, dim: np.prod(x, dim), {"dim": len(np.shape(x)) - 1})
         for x in ([0.0, 2.0, 3.0], [[0.0, 0.0, 3.0], [1.0, 2.0, 3.0]], [], [[2.0]])
     ],
-    "amax": over(np.max, dtypes="fi")
-    + [Case((np.array([1.0, np.nan, 2.0]),), lambda x: np.nan, order=0)],
-    "amin": over(np.min, dtypes="fi")
-    + [Case((np.array([1.0, np.nan, 2.0]),), lambda x: np.nan, order=0)],
-    "argmax": over_one(np.argmax, dtypes="fi", result="int64")
-    + [Case((np.array([1.0, np.nan, 3.0]),), lambda x: 1, result="int64")],
-    "argmin": over_one(np.argmin, dtypes="fi", result="int64")
-    + [Case((np.array([1.0, np.nan, -3.0]),), lambda x: 1, result="int64")],
+    "amax": [
+        *over(np.max, dtypes="fi"),
+        Case((np.array([1.0, np.nan, 2.0]),), lambda x: np.nan, order=0),
+    ],
+    "amin": [
+        *over(np.min, dtypes="fi"),
+        Case((np.array([1.0, np.nan, 2.0]),), lambda x: np.nan, order=0),
+    ],
+    "argmax": [
+        *over_one(np.argmax, dtypes="fi", result="int64"),
+        Case((np.array([1.0, np.nan, 3.0]),), lambda x: 1, result="int64"),
+    ],
+    "argmin": [
+        *over_one(np.argmin, dtypes="fi", result="int64"),
+        Case((np.array([1.0, np.nan, -3.0]),), lambda x: 1, result="int64"),
+    ],
     "any": over(lambda x, **where: np.max(x != 0, **where), dtypes="fibc", result="bool"),
     "all": over(lambda x, **where: np.min(x != 0, **where), dtypes="fibc", result="bool"),
     "cumsum": along(np.cumsum, dtypes="flc", tolerance=16),
-    "logsumexp": over(scipy.special.logsumexp, tolerance=16)
-    + [
+    "logsumexp": [
+        *over(scipy.special.logsumexp, tolerance=16),
         Case((np.array([1000.0, 1000.0]),), lambda x, dim: 1000 + np.log(2), {"dim": (0,)}),
         Case((np.array([-np.inf, -np.inf]),), lambda x, dim: -np.inf, {"dim": (0,)}, order=0),
         Case((np.array([np.inf, 1.0]),), lambda x, dim: np.inf, {"dim": (0,)}, order=0),
@@ -78,9 +94,13 @@ CASES = {
     "log_softmax": along(unless_empty(scipy.special.log_softmax), tolerance=8),
     "norm2": over(norm, dtypes="fc", result="real", tolerance=8),
     "argsort": [
-        Case((Values(shape),),
-             lambda x, dim, descending: np.argsort(-x if descending else x, axis=dim, kind="stable"),
-             {"dim": dim, "descending": descending}, "fl", "int64")
+        Case(
+            (Values(shape),),
+            lambda x, dim, descending: np.argsort(-x if descending else x, axis=dim, kind="stable"),
+            {"dim": dim, "descending": descending},
+            "fl",
+            "int64",
+        )
         for shape, dim, descending in (((2, 3), 0, False), ((2, 3), 1, True), ((7,), 0, True))
     ],
-}  # fmt: skip
+}

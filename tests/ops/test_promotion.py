@@ -1,4 +1,4 @@
-"""torch's type promotion: category first, numbers weak, 0-d tensors weaker than dimensioned ones."""
+"""torch's type promotion: category first, numbers weak, 0-d tensors weaker than others."""
 
 from types import ModuleType
 from typing import Any
@@ -13,8 +13,8 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 DTYPES = ("bool", *INTEGERS, *FLOATS, "complex64", "complex128")
 NUMBERS = (True, 3, -2, 2.5, 1 + 2j)
 OPERATIONS = (
-    "add", "sub", "mul", "div", "pow", "floor_divide", "remainder", "fmod", "maximum", "minimum", "atan2",
-    "eq", "lt", "where", "bitwise_and", "logical_and",
+    "add", "sub", "mul", "div", "pow", "floor_divide", "remainder", "fmod", "maximum", "minimum",
+    "atan2", "eq", "lt", "where", "bitwise_and", "logical_and",
 )  # fmt: skip
 NUMBERS_TOO = (
     "add",

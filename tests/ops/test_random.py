@@ -1,4 +1,4 @@
-"""Random numbers: Philox against its published vectors, streams, distributions, state, arguments."""
+"""Random numbers: Philox against its published vectors, streams, distributions, state."""
 
 from typing import Any
 
