@@ -8,6 +8,7 @@ medians.
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
@@ -59,6 +60,16 @@ def measure(runs, operations):
     }
 
 
+def machine():
+    """The processor's name and the number of cores."""
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
 def main():
     """Measure, print, and write the figures if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -80,11 +91,7 @@ def main():
         print(f"torch / tensorlib: {figures['torch']['both'] / figures['tensorlib']['both']:.2f}")
     if args.json:
         versions = {"tensorlib": tl.__version__} | ({"torch": torch.__version__} if torch else {})
-        about = {
-            "date": str(date.today()),
-            "machine": platform.processor() or platform.machine(),
-            "versions": versions,
-        }
+        about = {"date": str(date.today()), "machine": machine(), "versions": versions}
         args.json.write_text(json.dumps(about | {"milliseconds": figures}, indent=2) + "\n")
 
 

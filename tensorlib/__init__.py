@@ -11,6 +11,7 @@ tensor([[4., 4.],
 `tensorlib.distributed` and `tensorlib.launch` are imported when first asked for.
 """
 
+from math import e, inf, nan, pi
 from typing import Any as _Any
 
 from . import autograd, cuda, dtypes, errors
@@ -50,6 +51,27 @@ from .dtypes import (
     uint64,
 )
 from .dtypes import bool_ as bool
+from .formats import (
+    channels_last,
+    channels_last_3d,
+    contiguous_format,
+    layout,
+    memory_format,
+    preserve_format,
+    strided,
+)
+from .legacy import (
+    BFloat16Tensor,
+    BoolTensor,
+    ByteTensor,
+    CharTensor,
+    DoubleTensor,
+    FloatTensor,
+    HalfTensor,
+    IntTensor,
+    LongTensor,
+    ShortTensor,
+)
 from .ops.activation import relu
 from .ops.comparison import (
     allclose,
@@ -286,47 +308,49 @@ from .threads import get_num_threads, set_num_threads
 
 # fmt: off
 __all__ = [
-    "Generator", "Size", "Tensor", "__version__", "abs", "absolute", "acos", "acosh", "add",
-    "addcdiv", "addcmul", "addmm", "addmv", "all", "allclose", "amax", "amin", "aminmax",
-    "angle", "any", "arange", "arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctan2",
-    "arctanh", "argmax", "argmin", "argsort", "argwhere", "as_tensor", "asarray", "asin",
-    "asinh", "atan", "atan2", "atanh", "autograd", "baddbmm", "bernoulli", "bfloat16",
-    "bincount", "bitwise_and", "bitwise_left_shift", "bitwise_not", "bitwise_or",
-    "bitwise_right_shift", "bitwise_xor", "bmm", "bool", "broadcast_shapes",
-    "broadcast_tensors", "broadcast_to", "can_cast", "cat", "cdouble", "ceil", "cfloat",
-    "chunk", "clamp", "clamp_max", "clamp_min", "clip", "clone", "complex", "complex64",
-    "complex128", "concat", "concatenate", "conj", "conj_physical", "constant_pad_nd", "cos",
+    "BFloat16Tensor", "BoolTensor", "ByteTensor", "CharTensor", "DoubleTensor", "FloatTensor",
+    "Generator", "HalfTensor", "IntTensor", "LongTensor", "ShortTensor", "Size", "Tensor",
+    "__version__", "abs", "absolute", "acos", "acosh", "add", "addcdiv", "addcmul", "addmm",
+    "addmv", "all", "allclose", "amax", "amin", "aminmax", "angle", "any", "arange", "arccos",
+    "arccosh", "arcsin", "arcsinh", "arctan", "arctan2", "arctanh", "argmax", "argmin",
+    "argsort", "argwhere", "as_tensor", "asarray", "asin", "asinh", "atan", "atan2", "atanh",
+    "autograd", "baddbmm", "bernoulli", "bfloat16", "bincount", "bitwise_and",
+    "bitwise_left_shift", "bitwise_not", "bitwise_or", "bitwise_right_shift", "bitwise_xor",
+    "bmm", "bool", "broadcast_shapes", "broadcast_tensors", "broadcast_to", "can_cast", "cat",
+    "cdouble", "ceil", "cfloat", "channels_last", "channels_last_3d", "chunk", "clamp",
+    "clamp_max", "clamp_min", "clip", "clone", "complex", "complex128", "complex64", "concat",
+    "concatenate", "conj", "conj_physical", "constant_pad_nd", "contiguous_format", "cos",
     "cosh", "count_nonzero", "cuda", "cumsum", "default_generator", "detach", "device",
-    "diag", "diagonal", "digamma", "div", "divide", "dot", "double", "dtype", "dtypes",
+    "diag", "diagonal", "digamma", "div", "divide", "dot", "double", "dtype", "dtypes", "e",
     "einsum", "empty", "empty_like", "enable_grad", "eq", "equal", "erf", "erfc", "erfinv",
     "errors", "exp", "exp2", "expm1", "eye", "finfo", "fix", "flatten", "flip", "float",
     "float16", "float32", "float64", "floor", "floor_divide", "fmod", "frac", "from_dlpack",
     "from_numpy", "frombuffer", "full", "full_like", "gather", "ge", "get_default_device",
     "get_default_dtype", "get_device", "get_num_threads", "get_rng_state", "greater",
     "greater_equal", "gt", "half", "hstack", "iinfo", "imag", "index_add", "index_copy",
-    "index_fill", "index_put", "index_select", "inference_mode", "initial_seed", "int",
-    "int8", "int16", "int32", "int64", "is_anomaly_enabled", "is_complex",
+    "index_fill", "index_put", "index_select", "inf", "inference_mode", "initial_seed", "int",
+    "int16", "int32", "int64", "int8", "is_anomaly_enabled", "is_complex",
     "is_floating_point", "is_grad_enabled", "is_inference_mode_enabled", "is_nonzero",
-    "is_signed", "is_tensor", "isclose", "isfinite", "isinf", "isnan", "le", "lerp", "less",
-    "less_equal", "lgamma", "linspace", "load", "log", "log1p", "log2", "log10",
+    "is_signed", "is_tensor", "isclose", "isfinite", "isinf", "isnan", "layout", "le", "lerp",
+    "less", "less_equal", "lgamma", "linspace", "load", "log", "log10", "log1p", "log2",
     "log_softmax", "logaddexp", "logical_and", "logical_not", "logical_or", "logical_xor",
     "logit", "logspace", "logsumexp", "long", "lt", "manual_seed", "masked_fill",
-    "masked_select", "matmul", "max", "maximum", "mean", "meshgrid", "min", "minimum", "mm",
-    "moveaxis", "movedim", "mul", "multinomial", "multiply", "mv", "nan_to_num", "nansum",
-    "narrow", "ne", "neg", "negative", "nn", "no_grad", "nonzero", "norm", "normal",
-    "not_equal", "numel", "ones", "ones_like", "optim", "outer", "permute", "pow", "prod",
-    "promote_types", "rand", "rand_like", "randint", "randint_like", "randn", "randn_like",
-    "randperm", "ravel", "real", "reciprocal", "relu", "remainder", "repeat_interleave",
-    "reshape", "result_type", "roll", "round", "row_stack", "rsqrt", "rsub", "save",
-    "scalar_tensor", "scatter", "scatter_add", "searchsorted", "seed", "select",
-    "set_default_device", "set_default_dtype", "set_grad_enabled", "set_num_threads",
-    "set_printoptions", "set_rng_state", "sgn", "short", "sigmoid", "sign", "sin", "sinh",
-    "softmax", "sort", "split", "sqrt", "square", "squeeze", "stack", "std", "std_mean",
-    "sub", "subtract", "sum", "swapaxes", "swapdims", "t", "take", "take_along_dim", "tan",
-    "tanh", "tensor", "tensor_split", "tensordot", "tile", "topk", "trace", "transpose",
-    "tril", "tril_indices", "triu", "triu_indices", "true_divide", "trunc", "uint8", "uint16",
-    "uint32", "uint64", "unbind", "unflatten", "unique", "unsqueeze", "utils", "var",
-    "var_mean", "vstack", "where", "zeros", "zeros_like",
+    "masked_select", "matmul", "max", "maximum", "mean", "memory_format", "meshgrid", "min",
+    "minimum", "mm", "moveaxis", "movedim", "mul", "multinomial", "multiply", "mv", "nan",
+    "nan_to_num", "nansum", "narrow", "ne", "neg", "negative", "nn", "no_grad", "nonzero",
+    "norm", "normal", "not_equal", "numel", "ones", "ones_like", "optim", "outer", "permute",
+    "pi", "pow", "preserve_format", "prod", "promote_types", "rand", "rand_like", "randint",
+    "randint_like", "randn", "randn_like", "randperm", "ravel", "real", "reciprocal", "relu",
+    "remainder", "repeat_interleave", "reshape", "result_type", "roll", "round", "row_stack",
+    "rsqrt", "rsub", "save", "scalar_tensor", "scatter", "scatter_add", "searchsorted",
+    "seed", "select", "set_default_device", "set_default_dtype", "set_grad_enabled",
+    "set_num_threads", "set_printoptions", "set_rng_state", "sgn", "short", "sigmoid", "sign",
+    "sin", "sinh", "softmax", "sort", "split", "sqrt", "square", "squeeze", "stack", "std",
+    "std_mean", "strided", "sub", "subtract", "sum", "swapaxes", "swapdims", "t", "take",
+    "take_along_dim", "tan", "tanh", "tensor", "tensor_split", "tensordot", "tile", "topk",
+    "trace", "transpose", "tril", "tril_indices", "triu", "triu_indices", "true_divide",
+    "trunc", "uint16", "uint32", "uint64", "uint8", "unbind", "unflatten", "unique",
+    "unsqueeze", "utils", "var", "var_mean", "vstack", "where", "zeros", "zeros_like",
 ]
 # fmt: on
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 
-from .autograd.core import TensorBase, TensorFields, apply
+from .autograd.core import TensorBase, TensorFields, apply, wrap
 from .backend import array_device, get_backend
 from .device import device as device_type
 from .dtypes import as_dtype, dtype
@@ -65,12 +66,13 @@ class Conversion(TensorFields):
         return self._array
 
     def __array__(self: Any, dtype: Any = None, copy: bool | None = None) -> Any:
-        array = self.numpy()
-        return (
-            np.array(array, dtype=dtype)
-            if copy or (dtype is not None and array.dtype != dtype)
-            else array
-        )
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __array_wrap__(
+        self: Any, array: Any, context: Any = None, return_scalar: Any = False
+    ) -> Any:
+        """NumPy's functions (``np.sin(t)``) return tensors."""
+        return wrap(np.asarray(array))
 
     def __dlpack__(self: Any, **kwargs: Any) -> Any:
         if self._rg:
@@ -113,7 +115,7 @@ class Conversion(TensorFields):
                 result = apply(to_device_p, (result,), {"device": where, "source": self.device})
         if d is not None and d.numpy != result._array.dtype:
             result = apply(cast, (result,), {"dtype": d.numpy})
-        return result.clone() if copy and result is self else result  # type: ignore[no-any-return]
+        return result.clone() if copy and result is self else result
 
     def to(self: Any, *args: Any, **kwargs: Any) -> Any:
         """On a device, in a dtype, or as another tensor: ``to("cuda")``, ``to(tl.float64)``.
@@ -156,7 +158,7 @@ class Conversion(TensorFields):
                 raise ArgumentError(
                     f"type: {name!r} is not a tensor type; pass a dtype such as tensorlib.float32"
                 )
-        return self.to(as_dtype(dtype))
+        return self.to(as_dtype(getattr(dtype, "dtype", dtype)))
 
     def type_as(self: Any, other: Any) -> Any:
         """In the dtype of another tensor."""
@@ -290,18 +292,17 @@ class Conversion(TensorFields):
             return known
         other = object.__new__(type(self))
         memo[id(self)] = other
-        other.__setstate__((self._array.copy(), self._rg, None, {}))
+        array = self._array.copy("C" if 0 in self._array.strides else "K")
+        other.__setstate__((array, self._rg, None, {}))
         if self._grad is not None:
             other._grad = self._grad.__deepcopy__(memo)
-        import copy
-
         other.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return other
 
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
-        host = get_backend(self._array).to_host(self._array)
         if not self.is_leaf:
             raise AutogradError("pickle: only leaf tensors can be pickled; use detach() first")
+        host = get_backend(self._array).to_host(self._array)
         return _rebuild, (
             type(self),
             host,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 from .autograd import engine
-from .autograd.core import LeafHooks, RemovableHandle, TensorBase, TensorFields, refresh, wrap
+from .autograd.core import RETAIN, LeafHooks, RemovableHandle, TensorBase, TensorFields, refresh, wrap
 from .dtypes import as_dtype
 from .errors import ArgumentTypeError, AutogradError, DtypeError, ShapeError
 
@@ -93,7 +94,7 @@ class Differentiable(TensorFields):
     @property
     def retains_grad(self: Any) -> bool:
         """Whether a computed tensor keeps its gradient (see `retain_grad`)."""
-        return self._node is not None and bool(self._node.hooks) and -1 in (self._node.hooks or {})
+        return self._node is not None and RETAIN in (self._node.hooks or ())
 
     def backward(
         self: Any,
@@ -152,8 +153,6 @@ class Differentiable(TensorFields):
             )
         if self._node is None or self.retains_grad:
             return
-        import weakref
-
         reference = weakref.ref(self)
 
         def keep(g: Any) -> None:
@@ -164,22 +163,18 @@ class Differentiable(TensorFields):
 
         if self._node.hooks is None:
             self._node.hooks = {}
-        self._node.hooks[-1] = keep
+        self._node.hooks[RETAIN] = keep
 
     @property
     def data(self: Any) -> Any:
         """The same memory without history."""
-        return wrap(self._array)  # type: ignore[no-any-return]
+        return wrap(self._array)
 
     @data.setter
     def data(self: Any, value: Any) -> None:
         if not isinstance(value, TensorBase):
             raise ArgumentTypeError(f"data: received a {type(value).__name__}; assign a Tensor")
         self._array = value._array
-
-    @property
-    def _version_count(self: Any) -> int:
-        return self._version[1]
 
     def detach_(self: Any) -> Any:
         """Cut this tensor off from its history."""

@@ -28,6 +28,7 @@ from .errors import (
     DimensionError,
     ShapeError,
 )
+from .formats import strided
 from .gradient import Differentiable
 from .methods import Methods, Writing
 from .ops import (
@@ -93,6 +94,9 @@ def _inplace_operator(method: Callable[..., Any]) -> Callable[[Any, Any], Any]:
         return method(self, other)
 
     return operate
+
+
+_subtract, _swapped_subtract = _binary(sub_p), _binary(sub_p, swapped=True)
 
 
 class Tensor(Methods, Writing, Conversion, Differentiable):
@@ -162,7 +166,7 @@ class Tensor(Methods, Writing, Conversion, Differentiable):
         return self.device.type == "cpu"
 
     is_sparse = is_quantized = is_meta = False
-    layout = "strided"
+    layout = strided
 
     @property
     def itemsize(self) -> int:
@@ -296,7 +300,7 @@ class Tensor(Methods, Writing, Conversion, Differentiable):
         return complex(self.item())
 
     def __index__(self) -> Any:
-        if self._array.dtype.kind not in "iub":
+        if self._array.dtype.kind not in "iub" or self._array.size != 1:
             raise ArgumentTypeError(
                 "index: only integer tensors of a single element can be converted to an index"
             )
@@ -332,7 +336,9 @@ class Tensor(Methods, Writing, Conversion, Differentiable):
     __or__ = __ror__ = _binary(comparison.bitwise_or)
     __xor__ = __rxor__ = _binary(comparison.bitwise_xor)
     __lshift__ = _binary(comparison.bitwise_left_shift)
+    __rlshift__ = _binary(comparison.bitwise_left_shift, swapped=True)
     __rshift__ = _binary(comparison.bitwise_right_shift)
+    __rrshift__ = _binary(comparison.bitwise_right_shift, swapped=True)
     __lt__, __le__, __gt__, __ge__ = _binary(lt), _binary(le), _binary(gt), _binary(ge)
     __eq__, __ne__ = _binary(eq), _binary(ne)  # type: ignore[assignment]
 
@@ -340,10 +346,12 @@ class Tensor(Methods, Writing, Conversion, Differentiable):
         array = getattr(other, "_array", self._array)
         if self._array.dtype.kind == "b" or array.dtype.kind == "b" or other.__class__ is bool:
             return elementwise.sub(self, other)
-        return apply(sub_p, (self, other))
+        return _subtract(self, other)
 
     def __rsub__(self, other: Any) -> Any:
-        return elementwise.sub(other, self)
+        if self._array.dtype.kind == "b" or other.__class__ is bool:
+            return elementwise.sub(other, self)
+        return _swapped_subtract(self, other)
 
     def __neg__(self) -> Any:
         return apply(neg, (self,))
