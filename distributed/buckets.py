@@ -125,7 +125,7 @@ class Reducer:
         self.trace: Trace | None = None
         self.active = False  # whether the next backward is to be averaged
         self._running = False
-        self._rebuilt = find_unused and not static_graph  # arrival would change from step to step
+        self._rebuilt = self._allow_unused  # what arrives may then differ from rank to rank
         self._arrived: list[int] = []
         self._unused: set[int] | None = None
         self._before: dict[int, Any] = {}  # gradients of unused parameters, as they were
@@ -149,7 +149,9 @@ class Reducer:
         self.active = True
         if self._allow_unused and not (self._static_graph and self._unused is not None):
             reached = reachable_leaves(outputs)
-            self._unused = {i for i, p in enumerate(self._parameters) if p not in reached}
+            unused = {i for i, p in enumerate(self._parameters) if p not in reached}
+            # One backward may come from several forwards.
+            self._unused = unused if self._unused is None else self._unused & unused
 
     def _lay_out(self, order: Iterable[int]) -> None:
         order = list(order)
@@ -174,9 +176,16 @@ class Reducer:
         if not self._running:
             self._begin()
         self._note("gradient", self._names[position])
+        pending = self._bucket_of[position].pending
+        if position not in pending:
+            raise DistributedError(
+                f"DistributedDataParallel: {self._names[position]} got a gradient, but its bucket "
+                "was reduced without it, as it took no part in the latest forward; run backward "
+                "before the next forward, or leave static_graph out if the graph changes"
+            )
         adopt(self._parameters[position])
         self._arrived.append(position)
-        self._bucket_of[position].pending.discard(position)
+        pending.remove(position)
         self._start_full_buckets()
         progress()
 
@@ -229,6 +238,8 @@ class Reducer:
         self._start_full_buckets()
         if self._allow_unused:
             self._settle_unused()
+            if not self._static_graph:
+                self._unused = None
         self._wait()
         for parameter in self._parameters:
             if parameter.grad is not None:

@@ -218,7 +218,7 @@ class finfo(_Info):
         if d.category < FLOATING:
             raise ArgumentTypeError(f"finfo: {d} is not a floating-point dtype; use iinfo")
         info: Any = (ml_dtypes.finfo if d is bfloat16 else np.finfo)(d.numpy)
-        self.resolution = float(info.resolution)
+        self.resolution = 10.0**-info.precision
         self.min, self.max, self.eps = float(info.min), float(info.max), float(info.eps)
         self.smallest_normal = self.tiny = float(info.smallest_normal)
         self.bits, self.dtype = info.bits, d.to_real().name

@@ -256,7 +256,7 @@ def cast(b, x, *, dtype):
         x = x.real
     if x.dtype.kind in "fV" and dtype.kind == "u":
         x = x.astype("int64")  # negative numbers wrap around, on every platform
-    return x.astype(dtype)
+    return x.astype(dtype, order="C" if 0 in x.strides else "K")  # see clone_p
 
 
 @primitive(promotion=None, x=lambda g: g)

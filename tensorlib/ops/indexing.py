@@ -198,7 +198,12 @@ def getitem(x: Any, index: Any) -> Any:
 def setitem(x: Any, index: Any, value: Any) -> None:
     """``x[index] = value``: written into the memory of `x`, and recorded."""
     if not isinstance(value, TensorBase):
-        value = wrap(get_backend(x._array).asarray(value, dtype=x._array.dtype))
+        try:
+            value = wrap(get_backend(x._array).asarray(value, dtype=x._array.dtype))
+        except (ValueError, TypeError) as error:
+            raise ArgumentTypeError(
+                f"setitem: received {value!r}; assign a number, a nested list or a tensor ({error})"
+            ) from error
     parsed, basic = parse_index(x, index)
     if basic:
         region = apply(slice_p, (x,), {"index": parsed})

@@ -115,7 +115,9 @@ def _no_grad_view(x: Any) -> Any:
     "build", [_in_place, _views, _hooks, _create_graph, _indexing, _no_grad_view]
 )
 @pytest.mark.parametrize("differentiate", [False, True])
-def test_a_dropped_loss_frees_everything(build: Any, differentiate: bool, no_collector: None) -> None:
+def test_a_dropped_loss_frees_everything(
+    build: Any, differentiate: bool, no_collector: None
+) -> None:
     x = leaf(0.5, 1.5)
     loss = build(x).sum()
     seen: list[Any] = []

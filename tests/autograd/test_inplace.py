@@ -323,7 +323,7 @@ def test_second_derivatives_through_in_place_writes() -> None:
     def function(x: Any, v: Any) -> Any:
         h = x * 1
         h[1:].mul_(v).exp_()
-        h[0] = v.sum() * h[2]
+        h[0] = v.sum() * h[2].clone()
         return h
 
     inputs = (leaf(0.1, 0.2, 0.3), leaf(0.5, -0.4))
@@ -389,8 +389,8 @@ def test_views_made_under_no_grad() -> None:
     with pytest.raises(AutogradError, match="made under no_grad"):
         v.mul_(2)
     h.mul_(2)
-    with pytest.raises(AutogradError, match="made under no_grad"):
-        v * 1
+    assert not (v * 1).requires_grad
+    assert v.tolist() == [6]
     plain = tl.zeros(3)
     with tl.no_grad():
         v = plain[:2]

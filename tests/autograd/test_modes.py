@@ -61,7 +61,9 @@ def test_a_context_is_left_on_errors_and_may_be_entered_again() -> None:
         assert tl.is_grad_enabled()
 
 
-@pytest.mark.parametrize("decorate", [tl.no_grad, tl.no_grad(), tl.inference_mode, tl.inference_mode()])
+@pytest.mark.parametrize(
+    "decorate", [tl.no_grad, tl.no_grad(), tl.inference_mode, tl.inference_mode()]
+)
 def test_decorators(decorate: Any) -> None:
     @decorate
     def countdown(n: int) -> list[bool]:

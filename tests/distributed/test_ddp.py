@@ -209,6 +209,29 @@ def test_a_gradient_that_no_rank_computes_stays(world) -> None:
     assert_array_equal(ddp.module.branches[2].bias.grad.numpy(), kept.numpy())
 
 
+def test_unused_parameters_of_several_forwards(world) -> None:
+    ddp, alone = wrapped(Branches, world, find_unused_parameters=True, bucket_cap_mb=TINY_MB)
+    x, _ = batch(0, 6)
+    for branches in ((0, 1), (1, 1), (2, 0)):
+        ddp.zero_grad(), alone.zero_grad()
+        mine = part(x, world.rank, world.size)
+        sum(ddp(mine, branch)["out"][0].sum() for branch in branches).backward()
+        (sum(alone(x, branch)["out"][0].sum() for branch in branches) / world.size).backward()
+        for p, q in zip(ddp.parameters(), alone.parameters(), strict=True):
+            assert (p.grad is None) == (q.grad is None)
+            if q.grad is not None:
+                assert_allclose(p.grad.numpy(), q.grad.numpy(), rtol=0, atol=1e-12)
+
+
+def test_a_static_graph_that_changes(world) -> None:
+    ddp, _ = wrapped(Branches, world, static_graph=True, bucket_cap_mb=TINY_MB)
+    x, _ = batch(0, 6)
+    ddp(x, 0)["out"][0].sum().backward()
+    with pytest.raises(DistributedError, match=r"branches\.1\.\w+ got a gradient.*static_graph"):
+        ddp(x, 1)["out"][0].sum().backward()
+    world.barrier().wait()
+
+
 def test_unused_parameters_without_leave_are_named(world) -> None:
     ddp, _ = wrapped(Branches, world)
     x, _ = batch(0, 6)

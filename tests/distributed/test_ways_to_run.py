@@ -8,6 +8,7 @@ import pytest
 import tensorlib as tl
 
 PROGRAM = Path(__file__).parent / "programs" / "train_weights.py"
+pytestmark = pytest.mark.mpi_skip  # it starts ranks itself
 THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
