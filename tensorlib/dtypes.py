@@ -77,7 +77,7 @@ ALL = (
 )  # fmt: skip
 _NAMES = {d.name: d for d in ALL}
 FROM_NUMPY: dict[Any, dtype] = {d.numpy: d for d in ALL}
-_FROM_PYTHON: dict[type, dtype] = {bool: bool_, int: int64}
+_FROM_PYTHON: dict[type, dtype] = {bool: bool_, int: int64, float: float64, complex: complex128}
 HALF = (float16.numpy, bfloat16.numpy)
 
 _default = float32
@@ -116,10 +116,6 @@ def as_dtype(d: Any) -> dtype:
     """
     if isinstance(d, dtype):
         return d
-    if d is float:
-        return _default
-    if d is complex:
-        return _default.to_complex()
     found = _FROM_PYTHON.get(d) if isinstance(d, type) else None
     if found is None:
         try:

@@ -12,7 +12,7 @@ which catches ``RuntimeError`` or ``ValueError`` keeps working::
     ├── ArgumentTypeError          (TypeError)     a value of the wrong kind
     ├── DimensionError             (IndexError)    a dimension or index out of range
     ├── StateDictError             (RuntimeError)  keys or shapes that do not match the module
-    ├── SerializationError         (RuntimeError)  a file that is damaged, or unsafe to load
+    ├── SerializationError         (RuntimeError, UnpicklingError)  a damaged or unsafe file
     ├── DistributedError           (RuntimeError)  process groups and collectives
     │   ├── CollectiveMismatchError                ranks called different collectives
     │   ├── CollectiveTimeoutError                 a rank did not arrive in time
@@ -21,6 +21,8 @@ which catches ``RuntimeError`` or ``ValueError`` keeps working::
 
 Messages name the subject, what was received, what is expected, and the remedy.
 """
+
+import pickle
 
 
 class TensorlibError(Exception):
@@ -59,7 +61,7 @@ class StateDictError(TensorlibError, RuntimeError):
     """A state_dict whose keys or shapes do not match the module."""
 
 
-class SerializationError(TensorlibError, RuntimeError):
+class SerializationError(TensorlibError, RuntimeError, pickle.UnpicklingError):
     """A file that is damaged, or that would run code when loaded."""
 
 

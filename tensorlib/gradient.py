@@ -7,7 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 from .autograd import engine
-from .autograd.core import RETAIN, LeafHooks, RemovableHandle, TensorBase, TensorFields, refresh, wrap
+from .autograd.core import (
+    RETAIN,
+    LeafHooks,
+    RemovableHandle,
+    TensorBase,
+    TensorFields,
+    refresh,
+    wrap,
+)
 from .dtypes import as_dtype
 from .errors import ArgumentTypeError, AutogradError, DtypeError, ShapeError
 

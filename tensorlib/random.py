@@ -17,7 +17,7 @@ from .autograd.primitive import primitive, write_out
 from .backend import default_device, get_backend, philox
 from .device import device as device_type
 from .dtypes import HALF, as_dtype, float32, get_default_dtype, int64
-from .errors import ArgumentError, ArgumentTypeError, ShapeError
+from .errors import ArgumentError, ArgumentTypeError, DtypeError, ShapeError
 from .ops.shaping import shape_of
 
 _SEED_MASK = 0xFFFFFFFFFFFFFFFF
@@ -387,6 +387,8 @@ def multinomial(
     Raises:
         ArgumentError: weights are negative, sum to zero, or are fewer than the samples wanted.
     """
+    if not input.is_floating_point():
+        raise DtypeError(f"multinomial: received {input.dtype} weights; convert them with .float()")
     b = get_backend(input._array)
     weights = b.atleast_2d(input._array).astype("float64")
     if b.name == "cpu" and (

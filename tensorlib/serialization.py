@@ -1,12 +1,12 @@
-"""Saving and loading: `save` and `load` of tensors, state_dicts and plain Python containers.
+r"""Saving and loading: `save` and `load` of tensors, state_dicts and plain Python containers.
 
 A file is a line that names the format, a pickle whose tensors are NumPy arrays, and a checksum::
 
-    TENSORLIB1\\n | pickle ... | CRC-32 of the pickle (4 bytes, little-endian)
+    TENSORLIB1\n | pickle ... | CRC-32 of the pickle (4 bytes, little-endian)
 
-`load` by default builds only tensors, containers, numbers and strings, so that a file from elsewhere
-cannot run code. `save` writes beside the target and renames, so that a crash never leaves half a
-file under the final name.
+`load` by default builds only tensors, containers, numbers and strings, so that a file from
+elsewhere cannot run code. `save` writes beside the target and renames, so that a crash never leaves
+half a file under the final name.
 """
 
 from __future__ import annotations
@@ -65,9 +65,10 @@ class _Unpickler(pickle.Unpickler):
         from .conversion import _rebuild
 
         moved = self.map_location
-        if isinstance(moved, dict):
-            where = str(moved.get(where, where))
-        elif moved is not None and not callable(moved):
+        if isinstance(moved, dict) and where in moved:
+            where = str(moved[where])
+            get_backend(where)  # raises where there is no such GPU
+        elif isinstance(moved, str | device):
             where = str(moved)
         t = _rebuild(cls, host, where, *rest)
         return moved(t, where) if callable(moved) else t
@@ -153,8 +154,8 @@ def load(
 
     Args:
         f: A path, or a file opened for reading bytes.
-        map_location: Where tensors go: a device, a dict of devices, or a function of
-            (tensor, device name).
+        map_location: Where tensors go: a device, a dict from saved to wanted devices (of which only
+            the saved ones need to exist), or a function of (tensor, device name).
         pickle_module: Accepted as in torch.
         weights_only: Build only tensors and plain containers; False runs whatever the file says.
         **ignored: torch's other options.
@@ -164,10 +165,8 @@ def load(
         DeviceError: `map_location` is a GPU that is not there.
         FileNotFoundError: there is no such file.
     """
-    if map_location is not None and not callable(map_location):
-        named = map_location.values() if isinstance(map_location, dict) else [map_location]
-        for where in named:
-            get_backend(device(where))
+    if isinstance(map_location, str | device):
+        get_backend(device(map_location))
     if hasattr(f, "read"):
         return _read(f, map_location, weights_only, "the file")
     with open(f, "rb") as file:

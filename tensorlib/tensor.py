@@ -268,7 +268,8 @@ class Tensor(Methods, Writing, Conversion, Differentiable):
         return format_tensor(self)
 
     def __format__(self, spec: str) -> str:
-        if self._array.ndim == 0 and spec:
+        # As in torch, f"{loss}" is the bare number; a subclass (a Parameter) prints as a tensor.
+        if self._array.ndim == 0 and (spec or type(self) is Tensor):
             return format(self.item(), spec)
         return object.__format__(self, spec)
 

@@ -69,7 +69,7 @@ CASES: dict[str, Case] = {
     ),
     "Linear": (
         "nn.Linear(3, 1)(ones(2, 4))",
-        ShapeError, RuntimeError, r"linear: .*\[2, 4\].*\[1, 3\].*pass an input of shape \(\.\.\., 3\)",
+        ShapeError, RuntimeError, r"linear: .*\[2, 4\].*\[1, 3\].*input of shape \(\.\.\., 3\)",
     ),
     "linear bias": (
         "F.linear(ones(2, 4), ones(5, 4), ones(4))",
@@ -85,7 +85,7 @@ CASES: dict[str, Case] = {
     ),
     "conv kernel": (
         "nn.Conv2d(3, 4, 5)(ones(1, 3, 3, 3))",
-        ShapeError, RuntimeError, r"conv2d: the kernel \[5, 5\].*larger than the input \[3, 3\].*pad",
+        ShapeError, RuntimeError, r"conv2d: the kernel \[5, 5\].*than the input \[3, 3\].*pad",
     ),
     "conv groups": (
         "nn.Conv2d(3, 4, 3, groups=2)",
@@ -282,7 +282,7 @@ CASES: dict[str, Case] = {
     ),
     "in-place on a leaf": (
         "ones(2, requires_grad=True).add_(1)",
-        AutogradError, RuntimeError, r"add_: a leaf Variable that requires grad.*no_grad.*clone\(\)",
+        AutogradError, RuntimeError, r"add_: a leaf Variable that requires.*no_grad.*clone\(\)",
     ),
     "numpy of a graph": (
         "ones(2, requires_grad=True).numpy()",
@@ -304,7 +304,7 @@ def test_bad_input(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_code_that_catches_the_error_of_torch_catches_ours(torch: Any, name: str) -> None:
     expression, ours, _, _ = CASES[name]
-    with pytest.raises(Exception) as caught:  # noqa: B017
+    with pytest.raises(Exception) as caught:
         eval(expression, names_of(torch))
     theirs = caught.value
     if isinstance(theirs, NotImplementedError):
@@ -413,9 +413,9 @@ def test_state_dict_problems_are_told_all_at_once() -> None:
 def test_state_dict_problems_one_by_one() -> None:
     model = nn.Linear(3, 2)
     whole = dict(model.state_dict())
-    with pytest.raises(StateDictError, match='Missing.*"bias"'):
+    with pytest.raises(StateDictError, match=r'Missing.*"bias"'):
         model.load_state_dict({"weight": whole["weight"]})
-    with pytest.raises(StateDictError, match='Unexpected.*"more"'):
+    with pytest.raises(StateDictError, match=r'Unexpected.*"more"'):
         model.load_state_dict({**whole, "more": ones(1)})
     with pytest.raises(StateDictError, match=r"bias.*\[5\].*\[2\]"):
         model.load_state_dict({**whole, "bias": ones(5)})

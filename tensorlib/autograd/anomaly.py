@@ -23,7 +23,7 @@ def remember_origin(node: Any) -> None:
         node.origin = _user_lines()
 
 
-class detect_anomaly(Mode):  # noqa: N801  (torch's name)
+class detect_anomaly(Mode):
     """Inside, every node remembers the line that made it; backward stops at the first NaN gradient.
 
     Args:
@@ -57,7 +57,7 @@ class detect_anomaly(Mode):  # noqa: N801  (torch's name)
         state.anomaly = self._before.pop()
 
 
-class set_detect_anomaly(detect_anomaly):  # noqa: N801  (torch's name)
+class set_detect_anomaly(detect_anomaly):
     """Switch anomaly detection on or off: at once as a call, until the block ends in a ``with``."""
 
     def __init__(self, mode: bool, check_nan: bool = True) -> None:

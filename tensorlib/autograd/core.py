@@ -186,7 +186,8 @@ class Node:
 
     def name(self) -> str:
         """The operation's name as torch prints it, such as MulBackward0."""
-        return "".join(part[:1].upper() + part[1:] for part in self.rules.name.split("_")) + "Backward0"
+        parts = self.rules.name.split("_")
+        return "".join(part[:1].upper() + part[1:] for part in parts) + "Backward0"
 
     @property
     def next_functions(self) -> tuple[tuple[Any, int], ...]:

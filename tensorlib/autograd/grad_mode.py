@@ -74,21 +74,21 @@ class _Steps(Generator[Any, Any, Any]):
             return self.steps.throw(*error)
 
 
-class no_grad(_Switch):  # noqa: N801  (torch's name)
+class no_grad(_Switch):
     """Operations inside are not recorded; their results do not require grad."""
 
     def _inside(self) -> tuple[bool, bool]:
         return False, state.inference
 
 
-class enable_grad(_Switch):  # noqa: N801  (torch's name)
+class enable_grad(_Switch):
     """Record again, inside `no_grad`."""
 
     def _inside(self) -> tuple[bool, bool]:
         return True, state.inference
 
 
-class inference_mode(_Switch):  # noqa: N801  (torch's name)
+class inference_mode(_Switch):
     """Like `no_grad`, for code whose results never meet autograd."""
 
     def __init__(self, mode: bool = True) -> None:
@@ -101,7 +101,7 @@ class inference_mode(_Switch):  # noqa: N801  (torch's name)
         return inference_mode(self.mode)
 
 
-class set_grad_enabled(_Switch):  # noqa: N801  (torch's name)
+class set_grad_enabled(_Switch):
     """Record or not: as a context manager, a decorator, or (at once) as a call."""
 
     def __init__(self, mode: bool) -> None:

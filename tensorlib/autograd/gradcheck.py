@@ -1,4 +1,4 @@
-"""Gradients against finite differences: `gradcheck` for first derivatives, `gradgradcheck` for second."""
+"""Gradients against finite differences: `gradcheck` for first, `gradgradcheck` for second ones."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """In-place operations: writing to memory, and rewriting history to match.
 
-An in-place operation computes its result out of place (so that backward keeps what it needs), copies it into
-the tensor's memory and lets the tensor take over the result's node. Writing to a view writes to its base, so the
-base's new history is "the old base with this region replaced", a `copy_slices` node, and the history of every
-view of it is rebuilt from there when it is next used (see `core.refresh`).
+An in-place operation computes its result out of place (so that backward keeps what it needs),
+copies it into the tensor's memory and lets the tensor take over the result's node. Writing to a
+view writes to its base, so the base's new history is "the old base with this region replaced", a
+`copy_slices` node, and the history of every view of it is rebuilt from there when it is next used
+(see `core.refresh`).
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ def check_writable(t: Any, name: str, recorded: bool = False) -> None:
         recorded: Whether what is written requires grad.
 
     Raises:
-        AutogradError: `t` is a leaf that requires grad, a view of one, or a view made under no_grad.
-        ShapeError: `t` is an expanded tensor (several of its elements are one memory cell), or read-only.
+        AutogradError: `t` is a leaf that requires grad, a view of one, or a view made under
+            no_grad.
+        ShapeError: `t` is expanded (several of its elements are one memory cell), or read-only.
     """
     view = t._view
     if view is not None:
@@ -37,8 +39,8 @@ def check_writable(t: Any, name: str, recorded: bool = False) -> None:
     array = t._array
     if not getattr(array.flags, "writeable", True) or _is_expanded(array):
         raise ShapeError(
-            f"{name}: the tensor of shape {list(array.shape)} shares single memory cells among elements "
-            "(expanded), or its memory is read-only; clone() it first"
+            f"{name}: the tensor of shape {list(array.shape)} shares single memory cells among "
+            "elements (expanded), or its memory is read-only; clone() it first"
         )
     if state.grad:
         check_history(t, name, recorded)
@@ -49,14 +51,14 @@ def check_history(t: Any, name: str, recorded: bool) -> None:
     view = t._view
     if view is not None and view.chain is None and (recorded or t._rg or view.base._rg):
         raise AutogradError(
-            f"{name}: this view was made under no_grad and is now written to with gradients recorded; make "
-            "the view outside no_grad"
+            f"{name}: this view was made under no_grad and is now written to with gradients "
+            "recorded; make the view outside no_grad"
         )
     if t._rg and (t._node is None or (view is not None and view.base._node is None)):
         what = "a leaf Variable" if t._node is None else "a view of a leaf Variable"
         raise AutogradError(
-            f"{name}: {what} that requires grad is being used in an in-place operation; do it under "
-            "no_grad, or on a clone()"
+            f"{name}: {what} that requires grad is being used in an in-place operation; do it "
+            "under no_grad, or on a clone()"
         )
 
 
@@ -97,7 +99,7 @@ def _set_history(t: Any, node: Node | None) -> None:
 
 
 def _move_retained(old: Node | None, new: Node | None) -> None:
-    """`retain_grad` means the gradient of the latest value; other hooks stay with the value they were set on."""
+    """`retain_grad` means the latest value's gradient; other hooks stay with the value they saw."""
     if old is not None and new is not None and old is not new and old.hooks and RETAIN in old.hooks:
         if new.hooks is None:
             new.hooks = {}
@@ -171,13 +173,13 @@ def run_inplace(function: Callable[..., Any], name: str, t: Any, *args: Any, **k
     kind, found = as_dtype(t._array.dtype), as_dtype(result._array.dtype)
     if not can_cast(found, kind):
         raise DtypeError(
-            f"{name}: the result is {found.name} and cannot be written into a {kind.name} tensor; convert the "
-            f"tensor first, or use {name.rstrip('_')}"
+            f"{name}: the result is {found.name} and cannot be written into a {kind.name} tensor; "
+            f"convert the tensor first, or use {name.rstrip('_')}"
         )
     if tuple(result._array.shape) != tuple(t._array.shape):
         raise ShapeError(
-            f"{name}: the result has shape {list(result._array.shape)}, the tensor {list(t._array.shape)}; "
-            "in-place operations cannot change a shape"
+            f"{name}: the result has shape {list(result._array.shape)}, the tensor "
+            f"{list(t._array.shape)}; in-place operations cannot change a shape"
         )
     return assign(t, result, name)
 
@@ -232,7 +234,8 @@ def inplace(function: Callable[..., Any], name: str | None = None) -> Callable[.
 def reshaped_inplace(function: Callable[..., Any]) -> Callable[..., Any]:
     """The in-place form (``unsqueeze_``) of a view: the tensor becomes its own view.
 
-    The tensor as it was lives on as the base of the new view and, through `refresh`, of every older view.
+    The tensor as it was lives on as the base of the new view and, through `refresh`, of every
+    older view.
     """
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -272,7 +272,7 @@ def _from_sequence(data: Any, dtype: Any) -> np.ndarray[Any, Any]:
                 f"tensor: the data holds a {type(bad[0]).__name__}; it must be numbers, nested "
                 "lists of numbers, or arrays"
             )
-        if any(isinstance(v, np.generic) and not isinstance(v, float) for v in leaves):
+        if any(isinstance(v, np.generic) for v in leaves):
             kinds = [
                 as_dtype(v.dtype) if isinstance(v, np.generic) else scalar_dtype(v) for v in leaves
             ]
@@ -280,7 +280,8 @@ def _from_sequence(data: Any, dtype: Any) -> np.ndarray[Any, Any]:
         else:
             dtype = result_dtype((), (), leaves) if leaves else get_default_dtype()
     try:
-        return np.array(data, dtype=dtype.numpy)
+        with np.errstate(over="ignore"):  # too large a number becomes inf
+            return np.array(data, dtype=dtype.numpy)
     except OverflowError as error:
         raise ArgumentError(f"tensor: {error}; pass a wider dtype=") from error
     except (ValueError, TypeError) as error:

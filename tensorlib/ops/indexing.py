@@ -10,7 +10,7 @@ from ..autograd.inplace import assign, without_leading_ones, write_index
 from ..autograd.primitive import primitive, write_out
 from ..backend import get_backend, is_array
 from ..dtypes import as_dtype
-from ..errors import ArgumentError, DimensionError, DtypeError, ShapeError
+from ..errors import ArgumentError, ArgumentTypeError, DimensionError, DtypeError, ShapeError
 from .shaping import check_dim, slice_p
 
 

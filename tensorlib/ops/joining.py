@@ -9,6 +9,7 @@ from typing import Any
 from ..autograd.core import TensorBase, apply
 from ..autograd.primitive import primitive, write_out
 from ..errors import ArgumentError, ArgumentTypeError, ShapeError
+from .arguments import numpy_names
 from .shaping import check_dim, expand, reshape, shape_of, slice_p, unsqueeze, view
 
 # --- primitives ----------------------------------------------------------------------------------
@@ -148,6 +149,7 @@ def _joined(tensors: Any, name: str) -> list[Any]:
     return list(tensors)
 
 
+@numpy_names
 def cat(tensors: Any, dim: int = 0, *, out: Any = None) -> Any:
     """Tensors joined along `dim`; all other sizes must agree.
 
@@ -171,6 +173,7 @@ def cat(tensors: Any, dim: int = 0, *, out: Any = None) -> Any:
     return write_out(out, apply(cat_p, tuple(kept), {"dim": d}))
 
 
+@numpy_names
 def stack(tensors: Any, dim: int = 0, *, out: Any = None) -> Any:
     """Tensors of one shape joined along a new dimension.
 
@@ -206,7 +209,7 @@ def vstack(tensors: Any, *, out: Any = None) -> Any:
 
 
 def repeat(input: Any, *repeats: Any) -> Any:
-    """The tensor copied a number of times along each dimension."""
+    """The tensor copied a number of times along each dimension, into new contiguous memory."""
     counts = shape_of(repeats)
     lead = len(counts) - input.ndim
     if lead < 0:
@@ -216,7 +219,7 @@ def repeat(input: Any, *repeats: Any) -> Any:
     shape = (1,) * lead + tuple(input.shape)
     apart = view(input.contiguous(), tuple(n for s in shape for n in (1, s)))
     spread = expand(apart, tuple(n for c, s in zip(counts, shape, strict=True) for n in (c, s)))
-    return reshape(spread, tuple(c * s for c, s in zip(counts, shape, strict=True)))
+    return view(spread.clone(), tuple(c * s for c, s in zip(counts, shape, strict=True)))
 
 
 def tile(input: Any, *dims: Any) -> Any:

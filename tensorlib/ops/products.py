@@ -10,6 +10,7 @@ from ..autograd.core import apply
 from ..autograd.primitive import primitive, write_out
 from ..dtypes import HALF, as_dtype
 from ..errors import ArgumentError, DtypeError, ShapeError
+from .arguments import not_tensors
 from .reduction import sum_p
 from .shaping import (
     check_dim,
@@ -87,7 +88,10 @@ def matmul(input: Any, other: Any, *, out: Any = None) -> Any:
         DtypeError: the dtypes differ.
     """
     x, y = input, other
-    xs, ys = x._array.shape, y._array.shape
+    try:
+        xs, ys = x._array.shape, y._array.shape
+    except AttributeError:
+        raise not_tensors("matmul", input=input, other=other) from None
     if not xs or not ys:
         raise ShapeError("matmul: both arguments need at least 1 dimension; use * for a 0-d tensor")
     if xs[-1] != ys[-2 if len(ys) > 1 else -1]:

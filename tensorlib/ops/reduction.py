@@ -9,6 +9,7 @@ from ..autograd.core import TensorBase, apply
 from ..autograd.primitive import primitive, write_out
 from ..dtypes import HALF, as_dtype, int64
 from ..errors import ArgumentError, DimensionError, DtypeError, ShapeError
+from .arguments import not_tensors, numpy_names, result_repr
 from .elementwise import abs as abs_
 from .elementwise import cast, maximum, minimum, refuse_complex, sign, where
 from .joining import flip, unbind
@@ -24,6 +25,9 @@ class max_result(NamedTuple):
     values: Any
     indices: Any
 
+    def __repr__(self) -> str:
+        return result_repr(self)
+
 
 class min_result(NamedTuple):
     """The smallest elements and where they are."""
@@ -31,12 +35,18 @@ class min_result(NamedTuple):
     values: Any
     indices: Any
 
+    def __repr__(self) -> str:
+        return result_repr(self)
+
 
 class aminmax_result(NamedTuple):
     """The smallest and the largest elements."""
 
     min: Any
     max: Any
+
+    def __repr__(self) -> str:
+        return result_repr(self)
 
 
 def _accumulate(b: Any, name: str, x: Any, dim: Any, keepdim: bool) -> Any:
@@ -236,9 +246,12 @@ def norm2_p(b, x, *, dim=None, keepdim=False):
 # --- public functions with torch's arguments -----------------------------------------------------
 
 
-def _as_sum_dtype(input: Any, dtype: Any) -> Any:
+def _as_sum_dtype(name: str, input: Any, dtype: Any) -> Any:
     """Integers and bools are summed in int64, everything in `dtype` if one is asked for."""
-    kind = input._array.dtype.kind
+    try:
+        kind = input._array.dtype.kind
+    except AttributeError:
+        raise not_tensors(name, input=input) from None
     wanted = int64.numpy if kind in "biu" else None
     if dtype is not None:
         wanted = as_dtype(dtype).numpy
@@ -247,6 +260,7 @@ def _as_sum_dtype(input: Any, dtype: Any) -> Any:
     return cast(input, dtype=wanted)
 
 
+@numpy_names
 def sum(
     input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, out: Any = None
 ) -> Any:
@@ -256,23 +270,29 @@ def sum(
         DimensionError: a dimension is out of range.
         ShapeError: a dimension is repeated.
     """
-    x = _as_sum_dtype(input, dtype)
+    x = _as_sum_dtype("sum", input, dtype)
     return write_out(out, apply(sum_p, (x,), {"dim": dims_of(x, dim, "sum"), "keepdim": keepdim}))
 
 
+@numpy_names
 def nansum(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     """The sum with NaN counted as 0."""
     return sum(where(input != input, 0, input), dim, keepdim, dtype=dtype)
 
 
 def _require_float(input: Any, name: str) -> None:
-    if input._array.dtype.kind in "biu":
+    try:
+        kind = input._array.dtype.kind
+    except AttributeError:
+        raise not_tensors(name, input=input) from None
+    if kind in "biu":
         raise DtypeError(
             f"{name}: received a {as_dtype(input._array.dtype)} tensor; convert it with .float(), "
             "or pass a floating-point dtype="
         )
 
 
+@numpy_names
 def mean(
     input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, out: Any = None
 ) -> Any:
@@ -286,14 +306,16 @@ def mean(
     return write_out(out, apply(mean_p, (x,), {"dim": dims_of(x, dim, "mean"), "keepdim": keepdim}))
 
 
+@numpy_names
 def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     """The product of all elements, or over one dimension."""
-    x = _as_sum_dtype(input, dtype)
+    x = _as_sum_dtype("prod", input, dtype)
     if dim is None:
         return apply(prod_p, (reshape_any(x, (-1,)),), {"dim": 0, "keepdim": False})
     return apply(prod_p, (x,), {"dim": check_dim(dim, x.ndim, "prod"), "keepdim": keepdim})
 
 
+@numpy_names
 def amax(input: Any, dim: Any = (), keepdim: bool = False, *, out: Any = None) -> Any:
     """The largest element over `dim`; ties share the gradient evenly."""
     return write_out(
@@ -301,6 +323,7 @@ def amax(input: Any, dim: Any = (), keepdim: bool = False, *, out: Any = None) -
     )
 
 
+@numpy_names
 def amin(input: Any, dim: Any = (), keepdim: bool = False, *, out: Any = None) -> Any:
     """The smallest element over `dim`; ties share the gradient evenly."""
     return write_out(
@@ -326,6 +349,7 @@ def _extreme(input: Any, dim: int, keepdim: bool, arg: Any, result: Any) -> Any:
     return result(values, indices) if keepdim else result(values.squeeze(d), indices.squeeze(d))
 
 
+@numpy_names
 def max(
     input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None, out: Any = None
 ) -> Any:
@@ -338,6 +362,7 @@ def max(
     return write_out(out, _extreme(input, dim, keepdim, argmax_p, max_result))
 
 
+@numpy_names
 def min(
     input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None, out: Any = None
 ) -> Any:
@@ -358,22 +383,26 @@ def _arg(p: Any, input: Any, dim: int | None, keepdim: bool) -> Any:
     return found.reshape((1,) * input.ndim) if keepdim else found
 
 
+@numpy_names
 def argmax(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
     """The index of the first largest element: in the flattened tensor, or along `dim`."""
     return _arg(argmax_p, input, dim, keepdim)
 
 
+@numpy_names
 def argmin(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
     """The index of the first smallest element: in the flattened tensor, or along `dim`."""
     return _arg(argmin_p, input, dim, keepdim)
 
 
+@numpy_names
 def any(input: Any, dim: Any = None, keepdim: bool = False, *, out: Any = None) -> Any:
     """Whether one element is non-zero."""
     found = apply(any_p, (input,), {"dim": dims_of(input, dim, "any"), "keepdim": keepdim})
     return write_out(out, _as_truth(found, input))
 
 
+@numpy_names
 def all(input: Any, dim: Any = None, keepdim: bool = False, *, out: Any = None) -> Any:
     """Whether all elements are non-zero."""
     found = apply(all_p, (input,), {"dim": dims_of(input, dim, "all"), "keepdim": keepdim})
@@ -386,11 +415,13 @@ def _as_truth(found: Any, input: Any) -> Any:
     return cast(found, dtype=kind) if kind == "uint8" else found
 
 
+@numpy_names
 def count_nonzero(input: Any, dim: Any = None) -> Any:
     """The number of non-zero elements."""
     return sum(input != 0, dim)
 
 
+@numpy_names
 def var(
     input: Any,
     dim: Any = None,
@@ -421,6 +452,7 @@ def var(
     return total / (freedom if freedom > 0 else 0.0)
 
 
+@numpy_names
 def std(
     input: Any,
     dim: Any = None,
@@ -433,6 +465,7 @@ def std(
     return sqrt(var(input, dim, unbiased, keepdim, correction=correction))
 
 
+@numpy_names
 def var_mean(
     input: Any,
     dim: Any = None,
@@ -446,6 +479,7 @@ def var_mean(
     return var(input, dim, unbiased, keepdim, correction=correction), mean(input, dims, keepdim)
 
 
+@numpy_names
 def std_mean(
     input: Any,
     dim: Any = None,
@@ -459,6 +493,7 @@ def std_mean(
     return sqrt(v), m
 
 
+@numpy_names
 def norm(
     input: Any, p: Any = "fro", dim: Any = None, keepdim: bool = False, dtype: Any = None
 ) -> Any:
@@ -490,14 +525,16 @@ def norm(
     return power(apply(sum_p, (power(size, p),), where_to), 1 / p)
 
 
+@numpy_names
 def cumsum(input: Any, dim: int, *, dtype: Any = None, out: Any = None) -> Any:
     """The running sum along `dim`."""
-    x = _as_sum_dtype(input, dtype)
+    x = _as_sum_dtype("cumsum", input, dtype)
     if x.ndim == 0:
         return write_out(out, x.clone())
     return write_out(out, apply(cumsum_p, (x,), {"dim": check_dim(dim, x.ndim, "cumsum")}))
 
 
+@numpy_names
 def logsumexp(input: Any, dim: Any, keepdim: bool = False, *, out: Any = None) -> Any:
     """log Σ eˣ over `dim`, without overflow."""
     return write_out(
@@ -515,11 +552,13 @@ def _softmax_of(p: Any, input: Any, dim: int, dtype: Any) -> Any:
     return apply(p, (x,), {"dim": check_dim(dim, x.ndim, p.name)})
 
 
+@numpy_names
 def softmax(input: Any, dim: int, dtype: Any = None) -> Any:
     """eˣ / Σ eˣ along `dim`."""
     return _softmax_of(softmax_p, input, dim, dtype)
 
 
+@numpy_names
 def log_softmax(input: Any, dim: int, dtype: Any = None) -> Any:
     """log(softmax(x)) along `dim`, without overflow."""
     return _softmax_of(log_softmax_p, input, dim, dtype)

@@ -8,6 +8,7 @@ from ..autograd.core import TensorBase, apply, wrap
 from ..autograd.primitive import primitive, write_out
 from ..backend import get_backend
 from ..errors import DtypeError, ShapeError
+from .arguments import result_repr
 from .elementwise import refuse_complex
 from .indexing import gather
 from .reduction import argmax_p
@@ -20,12 +21,18 @@ class sort_result(NamedTuple):
     values: Any
     indices: Any
 
+    def __repr__(self) -> str:
+        return result_repr(self)
+
 
 class topk_result(NamedTuple):
     """The largest (or smallest) elements and where they are."""
 
     values: Any
     indices: Any
+
+    def __repr__(self) -> str:
+        return result_repr(self)
 
 
 @primitive(promotion=None)

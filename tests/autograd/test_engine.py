@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tensorlib as tl
-from tensorlib.autograd import backward, grad, queue_callback, reachable_leaves
+from tensorlib.autograd import backward, grad, queue_callback
 from tensorlib.errors import ArgumentTypeError, AutogradError, DtypeError, ShapeError
 
 
@@ -28,7 +28,7 @@ def no_collector() -> Iterator[None]:
     gc.enable()
 
 
-# --- size and memory --------------------------------------------------------------------------------
+# --- size and memory ---------------------------------------------------------------------------
 
 
 def test_a_chain_of_100_000_operations(no_collector: None) -> None:
@@ -150,7 +150,7 @@ def test_backward_frees_saved_values_as_it_goes(no_collector: None) -> None:
     assert array() is None
 
 
-# --- accumulation -----------------------------------------------------------------------------------
+# --- accumulation ------------------------------------------------------------------------------
 
 
 def test_gradients_accumulate_into_the_same_memory() -> None:
@@ -274,7 +274,7 @@ def test_integer_tensors_stay_out() -> None:
     assert not leaf(1.5).long().requires_grad
 
 
-# --- what is refused --------------------------------------------------------------------------------
+# --- what is refused ---------------------------------------------------------------------------
 
 
 def test_backward_twice() -> None:
@@ -331,282 +331,7 @@ def test_an_error_in_a_hook_leaves_the_engine_usable() -> None:
         queue_callback(lambda: None)
 
 
-# --- hooks ------------------------------------------------------------------------------------------
-
-
-def test_hooks_of_a_result_run_in_order_and_replace() -> None:
-    x = leaf(1.0)
-    y = x * 2
-    seen = []
-
-    def first(g: Any) -> Any:
-        seen.append(("first", g.item()))
-        return g * 10
-
-    def second(g: Any) -> None:
-        seen.append(("second", g.item()))
-
-    y.retain_grad()
-    handle = y.register_hook(first)
-    y.register_hook(second)
-    z = y * 3
-    z.backward(retain_graph=True)
-    assert seen == [("first", 3), ("second", 30)]
-    assert (x.grad.item(), y.grad.item()) == (60, 30)
-    handle.remove()
-    handle.remove()
-    z.backward()
-    assert seen[2:] == [("second", 3)]
-    assert x.grad.item() == 66
-
-
-def test_hooks_of_a_leaf_see_the_whole_gradient_before_it_is_accumulated() -> None:
-    x = leaf(1.0)
-    x.grad = tl.tensor([100.0], dtype=tl.float64)
-    seen = []
-    with x.register_hook(lambda g: seen.append(g.item())):
-        x.register_hook(lambda g: -g)
-        (x * 2 + x * 3).backward()
-    assert seen == [5]
-    assert x.grad.item() == 95
-    (x * 2).backward()
-    assert seen == [5]
-
-
-def test_hooks_must_return_gradients() -> None:
-    x = leaf(1.0, 2.0)
-    handle = x.register_hook(lambda g: 3)
-    with pytest.raises(ArgumentTypeError, match="returned a int"):
-        (x * 2).sum().backward()
-    handle.remove()
-    x.register_hook(lambda g: g.sum())
-    with pytest.raises(ShapeError, match=r"shape \[\] for one of \[2\]"):
-        (x * 2).sum().backward()
-    with pytest.raises(AutogradError, match="doesn't require gradient"):
-        tl.ones(1).register_hook(print)
-
-
-def test_post_accumulate_hooks_fire_while_backward_runs() -> None:
-    """The last layer's gradient is complete before the first layer's rule has run."""
-    trace: list[str] = []
-    weights = [leaf(float(i + 1)) for i in range(4)]
-    h: Any = tl.ones(1, dtype=tl.float64)
-    for i, w in enumerate(weights):
-        h = (h * w).sin()
-        h.register_hook(lambda g, i=i: trace.append(f"layer {i} backward"))
-        w.register_post_accumulate_grad_hook(
-            lambda w, i=i: trace.append(f"grad {i} {w.grad is not None}")
-        )
-    h.backward()
-    assert trace == [
-        "layer 3 backward", "grad 3 True", "layer 2 backward", "grad 2 True",
-        "layer 1 backward", "grad 1 True", "layer 0 backward", "grad 0 True",
-    ]  # fmt: skip
-
-
-def test_post_accumulate_hooks_wait_for_every_use() -> None:
-    w = leaf(2.0)
-    seen = []
-    handle = w.register_post_accumulate_grad_hook(lambda w: seen.append(w.grad.item()))
-    y = (w * 3) * (w + 1)
-    y.backward()
-    assert seen == [15]
-    handle.remove()
-    (w * 1).backward()
-    assert seen == [15]
-    with pytest.raises(AutogradError, match="leaf"):
-        y.register_post_accumulate_grad_hook(print)
-
-
-def test_post_accumulate_hooks_may_free_the_gradient() -> None:
-    w = leaf(2.0)
-    w.register_post_accumulate_grad_hook(lambda w: setattr(w, "grad", None))
-    (w * 3).backward()
-    assert w.grad is None
-
-
-def test_a_leaf_that_an_unused_branch_leads_to_still_completes() -> None:
-    x, w = leaf(3.0, 1.0), leaf(1.0)
-    seen = []
-    w.register_post_accumulate_grad_hook(lambda w: seen.append(w.grad.item()))
-    values, _ = (x * w).sort()
-    a, _ = values.unbind()
-    (a + w).sum().backward()
-    assert seen == [2]
-
-
-def test_retain_grad() -> None:
-    x = leaf(1.0, 2.0)
-    y = x * 2
-    assert not y.retains_grad
-    y.retain_grad()
-    y.retain_grad()
-    assert y.retains_grad
-    (y * y).sum().backward(retain_graph=True)
-    assert y.grad.tolist() == [4, 8]
-    x.retain_grad()
-    assert not x.retains_grad
-    with pytest.raises(AutogradError, match="does not require"):
-        tl.ones(1).retain_grad()
-
-
-def test_retain_grad_follows_in_place_edits_and_hooks_do_not() -> None:
-    x = leaf(1.0)
-    y = x * 1
-    seen = []
-    y.register_hook(lambda g: seen.append(g.item()))
-    y.retain_grad()
-    y.mul_(3)
-    y[0].mul_(2)
-    (y * 5).backward()
-    assert y.grad.item() == 5
-    assert seen == [30]
-
-
-def test_queue_callback_runs_after_backward() -> None:
-    trace = []
-    x, w = leaf(1.0), leaf(2.0)
-    w.register_hook(lambda g: queue_callback(lambda: trace.append(("end", x.grad is not None))))
-    x.register_hook(lambda g: trace.append(("x", None)))
-    (x.sin() * w).backward()
-    assert trace == [("x", None), ("end", True)]
-
-
-def test_a_backward_inside_a_hook() -> None:
-    x, w = leaf(1.0), leaf(2.0)
-    inner = []
-
-    def hook(g: Any) -> None:
-        queue_callback(lambda: inner.append("outer"))
-        with tl.enable_grad():
-            y = w * 4
-        y.register_hook(lambda g: queue_callback(lambda: inner.append("inner")))
-        y.backward()
-        inner.append("hook")
-
-    x.register_hook(hook)
-    (x * 2).backward()
-    assert inner == ["inner", "hook", "outer"]
-    assert (x.grad.item(), w.grad.item()) == (2, 4)
-
-
-def test_reachable_leaves() -> None:
-    a, b, c = leaf(1.0), leaf(2.0), leaf(3.0)
-    used = (a * 2).sin() * b.detach() + tl.ones(1)
-    assert reachable_leaves([used, c]) == {a, c}
-    assert reachable_leaves(tl.ones(1)) == set()
-
-
-# --- chosen inputs ----------------------------------------------------------------------------------
-
-
-def test_backward_into_chosen_inputs() -> None:
-    x, w = leaf(1.0), leaf(2.0)
-    h = x * w
-    (h * h).backward(inputs=[w])
-    assert x.grad is None
-    assert w.grad.item() == 4
-    h = x * w
-    (h * 3).backward(inputs=[h, x])
-    assert h.grad.item() == 3
-    assert x.grad.item() == 6
-    assert w.grad.item() == 4
-    with pytest.raises(AutogradError, match="inputs is empty"):
-        (x * 1).backward(inputs=[])
-
-
-def test_grad_of_results_and_leaves() -> None:
-    x = leaf(1.0, 2.0)
-    h = x * 2
-    y = (h * h).sum()
-    gh, gx = grad(y, [h, x])
-    assert gh.tolist() == [4, 8]
-    assert gx.tolist() == [8, 16]
-    assert x.grad is None
-    assert h.grad is None
-    (itself,) = grad(h, h, tl.tensor([5.0, 6.0], dtype=tl.float64))
-    assert itself.tolist() == [5, 6]
-    (itself,) = grad(x, x, tl.ones(2, dtype=tl.float64))
-    assert itself.tolist() == [1, 1]
-
-
-def test_grad_of_one_output_among_several() -> None:
-    x = leaf(3.0, 1.0)
-    a, b = (x * 2).unbind()
-    ga, gb = grad(a * a + b, [a, b])
-    assert (ga.item(), gb.item()) == (12, 1)
-
-
-def test_grad_of_inputs_that_are_not_used() -> None:
-    x, w = leaf(1.0), leaf(2.0)
-    y = x * 2
-    with pytest.raises(AutogradError, match=r"(?s)do not depend.*allow_unused"):
-        grad(y, [x, w], retain_graph=True)
-    g, none = grad(y, [x, w], retain_graph=True, allow_unused=True)
-    assert g.item() == 2
-    assert none is None
-    g, zero = grad(y, [x, w], materialize_grads=True)
-    assert zero.tolist() == [0]
-    with pytest.raises(AutogradError, match="does not require grad"):
-        grad(x * 2, tl.ones(1))
-
-
-def test_grad_leaves_the_rest_of_the_graph_alone() -> None:
-    """Only nodes between the outputs and the inputs run."""
-    x = leaf(1.0)
-    h = x * x
-    ran = []
-    h.register_hook(lambda g: ran.append("h"))
-    y = h * 3
-    grad(y, y, tl.ones(1, dtype=tl.float64), retain_graph=True)
-    assert ran == []
-    y.backward()
-    assert ran == ["h"]
-
-
-def test_derivatives_up_to_third_order() -> None:
-    x = leaf(0.7, -1.2)
-    y = (x**4 + x.sin()).sum()
-    (g1,) = grad(y, x, create_graph=True)
-    (g2,) = grad(g1.sum(), x, create_graph=True)
-    (g3,) = grad(g2.sum(), x)
-    v = x.detach().numpy()
-    np.testing.assert_allclose(g1.detach().numpy(), 4 * v**3 + np.cos(v))
-    np.testing.assert_allclose(g2.detach().numpy(), 12 * v**2 - np.sin(v))
-    np.testing.assert_allclose(g3.numpy(), 24 * v - np.cos(v))
-
-
-def test_hessian_vector_product_through_backward() -> None:
-    x = leaf(1.0, 2.0, 3.0)
-    y = (x**3).sum()
-    y.backward(create_graph=True)
-    assert x.grad.requires_grad
-    (hv,) = grad(x.grad, x, tl.tensor([1.0, 0.0, -1.0], dtype=tl.float64))
-    assert hv.tolist() == [6, 0, -18]
-
-
-def test_gradient_penalty() -> None:
-    """The double backward of WGAN-GP: a gradient's norm in the loss, weights as leaves."""
-    x, w = leaf(1.0, 2.0), leaf(3.0, -1.0)
-    (g,) = grad((tl.tanh(x) * w).sum(), x, create_graph=True)
-    penalty = (g.square().sum().sqrt() - 1) ** 2
-    penalty.backward()
-    s = 1 - np.tanh(x.detach().numpy()) ** 2
-    v = w.detach().numpy()
-    n = np.sqrt((s * v) @ (s * v))
-    np.testing.assert_allclose(w.grad.numpy(), 2 * (n - 1) / n * s * s * v)
-
-
-def test_a_saved_value_that_was_modified_is_named() -> None:
-    x = leaf(1.0, 2.0)
-    h = x * 2
-    y = (h * h).sum()
-    h.add_(1)
-    with pytest.raises(AutogradError, match=r"MulBackward0.*\[2\].*modified by an inplace"):
-        y.backward()
-
-
-# --- threads ----------------------------------------------------------------------------------------
+# --- threads -----------------------------------------------------------------------------------
 
 
 def test_two_threads_go_backward_at_the_same_time() -> None:
@@ -650,7 +375,7 @@ def test_grad_mode_belongs_to_a_thread() -> None:
     assert seen == [True]
 
 
-# --- the graph as seen from outside -----------------------------------------------------------------
+# --- the graph as seen from outside ------------------------------------------------------------
 
 
 def test_grad_fn_and_next_functions() -> None:

@@ -302,6 +302,21 @@ def test_mark_dirty_is_noticed_by_what_saved_the_value() -> None:
         y.sum().backward()
 
 
+def test_mark_dirty_counts_as_a_write_however_it_was_written() -> None:
+    class ThroughData(DoubleInPlace):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            ctx.mark_dirty(x)
+            x.data.mul_(2)
+            return x
+
+    h = leaf(1.0, 2.0) * 1
+    y = h * h
+    ThroughData.apply(h)
+    with pytest.raises(AutogradError, match="modified by an inplace"):
+        y.sum().backward()
+
+
 def test_mark_dirty_refuses_a_leaf() -> None:
     with pytest.raises(AutogradError, match="leaf Variable"):
         DoubleInPlace.apply(leaf(1.0))

@@ -18,34 +18,27 @@ import tensorlib as tl
 
 SHAPE = (3, 4)
 VIEWS = (
-    "select", "slice", "strided", "transpose", "permute", "flat", "unsqueeze", "squeeze", "diagonal",
-    "split", "unbind", "expand", "narrow", "unfold", "newaxis", "detach", "chunk", "view_as",
+    "select", "slice", "strided", "transpose", "permute", "flat", "unsqueeze", "squeeze",
+    "diagonal", "split", "unbind", "expand", "narrow", "unfold", "newaxis", "detach",
+    "chunk", "view_as",
 )  # fmt: skip
 WRITES = (
-    "mul_number", "add_number", "mul_self", "mul_other", "sub_other", "div_other", "copy", "copy_row", "fill",
-    "zero", "masked_fill", "exp", "tanh", "set_slice", "set_number", "set_index", "set_mask", "unsqueeze_",
-    "squeeze_", "t_", "addcmul", "clamp", "index_add", "no_grad_mul", "pow",
+    "mul_number", "add_number", "mul_self", "mul_other", "sub_other", "div_other", "copy",
+    "copy_row", "fill", "zero", "masked_fill", "exp", "tanh", "set_slice", "set_number",
+    "set_index", "set_mask", "unsqueeze_", "squeeze_", "t_", "addcmul", "clamp",
+    "index_add", "no_grad_mul", "pow",
 )  # fmt: skip
 PLAIN = (
-    "mul",
-    "sin",
-    "add",
-    "clone",
-    "sum",
-    "square",
-    "where",
-    "matmul",
-    "cat",
-    "index",
+    "mul", "sin", "add", "clone", "sum", "square", "where", "matmul", "cat", "index",
     "detach_add",
-)
+)  # fmt: skip
 
 
 Program = list[tuple[str, str, list[float]]]
 
 
 def make_program(seed: int, multi_output_writes: bool) -> Program:
-    """A list of (kind, operation, random numbers in [0, 1) that the operation's choices come from)."""
+    """A list of (kind, operation, random numbers in [0, 1) that its choices come from)."""
     rng = random.Random(seed)
     program = []
     for _ in range(rng.randint(4, 14)):
@@ -279,10 +272,10 @@ def test_gradients_of_random_programs_equal_differences(chunk: int) -> None:
 
 
 def known_difference(theirs: str, ours: str) -> bool:
-    """Steps where torch and we differ for good reasons, so that the rest of the program cannot be compared.
+    """Steps where torch and we differ for good reasons; the rest of the program cannot be compared.
 
-    Expanded tensors: we refuse every write, torch lets some pass. Stale views: torch may take a view
-    whose base has been rewritten for a leaf.
+    Expanded tensors: we refuse every write, torch lets some pass. Stale views: torch may take a
+    view whose base has been rewritten for a leaf.
     """
     return "single memory" in theirs + ours or ("a leaf Variable" in theirs and not ours)
 

@@ -20,7 +20,7 @@ def matrix(requires_grad: bool = True) -> tl.Tensor:
     return x.requires_grad_(requires_grad)
 
 
-# --- version counters -------------------------------------------------------------------------------
+# --- version counters --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_writes_before_the_value_was_saved_do_not_matter() -> None:
     (h * h).sum().backward()
 
 
-# --- leaves -----------------------------------------------------------------------------------------
+# --- leaves ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_leaves_without_grad_take_on_history() -> None:
     assert w.grad.item() == 6
 
 
-# --- gradients --------------------------------------------------------------------------------------
+# --- gradients ---------------------------------------------------------------------------------
 
 
 def test_setitem_sends_gradients_to_both() -> None:
@@ -344,7 +344,7 @@ def test_optimizer_style_updates() -> None:
     assert w.requires_grad
 
 
-# --- shapes and dtypes ------------------------------------------------------------------------------
+# --- shapes and dtypes -------------------------------------------------------------------------
 
 
 def test_in_place_operations_keep_shape_and_dtype() -> None:
@@ -375,7 +375,7 @@ def test_expanded_tensors_are_refused() -> None:
     assert x.clone().add_(1).sum().item() == 12
 
 
-# --- views made under no_grad, and detached ones ----------------------------------------------------
+# --- views made under no_grad, and detached ones -----------------------------------------------
 
 
 def test_views_made_under_no_grad() -> None:
@@ -417,7 +417,7 @@ def test_detach_in_place() -> None:
         (x * 2)[0].detach_()
 
 
-# --- unsqueeze_ and friends -------------------------------------------------------------------------
+# --- unsqueeze_ and friends --------------------------------------------------------------------
 
 
 def test_reshaping_in_place() -> None:

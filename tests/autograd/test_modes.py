@@ -35,7 +35,7 @@ def _modes_are_left_as_they_were() -> Iterator[None]:
     assert not is_anomaly_enabled()
 
 
-# --- recording on and off ---------------------------------------------------------------------------
+# --- recording on and off ----------------------------------------------------------------------
 
 
 def test_contexts_nest() -> None:
@@ -168,7 +168,7 @@ def test_one_switch_used_by_two_threads() -> None:
     assert seen == [False] * 4
 
 
-# --- anomaly detection ------------------------------------------------------------------------------
+# --- anomaly detection -------------------------------------------------------------------------
 
 
 def test_the_forward_line_of_a_nan_is_named() -> None:
@@ -237,7 +237,7 @@ def test_set_detect_anomaly() -> None:
         assert is_anomaly_enabled()
 
 
-# --- gradcheck --------------------------------------------------------------------------------------
+# --- gradcheck ---------------------------------------------------------------------------------
 
 
 class WrongFactor(Function):

@@ -7,10 +7,11 @@ import warnings
 from typing import Any
 
 from tensorlib import random
-from tensorlib.autograd.core import apply
+from tensorlib.autograd.core import TensorBase, apply
 from tensorlib.autograd.inplace import run_inplace
 from tensorlib.errors import ArgumentError, DtypeError, ShapeError
 from tensorlib.ops import activation, reduction, transcendental
+from tensorlib.ops.arguments import not_tensors
 from tensorlib.ops.elementwise import abs as abs_
 from tensorlib.ops.elementwise import clamp, where
 from tensorlib.ops.shaping import check_dim
@@ -36,6 +37,8 @@ def relu(input: Any, inplace: bool = False) -> Any:
         input: A tensor.
         inplace: Write the result into `input`.
     """
+    if not isinstance(input, TensorBase):
+        raise not_tensors("relu", input=input)
     if input._array.dtype.kind == "b":
         raise DtypeError("relu: received a bool tensor; convert it with .float()")
     return run_inplace(activation.relu, "relu_", input) if inplace else activation.relu(input)

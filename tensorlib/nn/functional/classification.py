@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from tensorlib.autograd.core import apply, wrap
+from tensorlib.autograd.core import TensorBase, apply, wrap
 from tensorlib.backend import get_backend
 from tensorlib.dtypes import FLOATING, int32, int64, uint8
 from tensorlib.errors import ArgumentError, DimensionError, DtypeError, ShapeError
 from tensorlib.nn.functional.reduction import reduce_loss, require_same_size, resolve
+from tensorlib.ops.arguments import not_tensors
 from tensorlib.ops.elementwise import abs as abs_
 from tensorlib.ops.elementwise import maximum, where
 from tensorlib.ops.losses import binary_cross_entropy_p, cross_entropy_p, pick_class_p
@@ -17,6 +18,8 @@ from tensorlib.ops.transcendental import exp, log1p
 
 
 def _require_floating(name: str, input: Any) -> None:
+    if not isinstance(input, TensorBase):
+        raise not_tensors(name, input=input)
     if input.dtype.category < FLOATING:
         raise DtypeError(f"{name}: received a {input.dtype} input; convert it with .float()")
 
@@ -175,6 +178,8 @@ def cross_entropy(
             f"cross_entropy: label_smoothing must be between 0.0 and 1.0, got {label_smoothing}"
         )
     _require_floating("cross_entropy", input)
+    if not isinstance(target, TensorBase):
+        raise not_tensors("cross_entropy", target=target)
     probabilities = input._array.shape == target._array.shape
     input, target, single = _with_batch(input, target, "cross_entropy")
     if weight is not None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from tensorlib.autograd.core import apply
 from tensorlib.errors import DtypeError, ShapeError
+from tensorlib.ops.arguments import not_tensors
 from tensorlib.ops.products import linear_p, matmul
 
 
@@ -24,7 +25,10 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Any:
         ShapeError: the features do not agree.
         DtypeError: the dtypes do not agree.
     """
-    x, w = input._array, weight._array
+    try:
+        x, w = input._array, weight._array
+    except AttributeError:
+        raise not_tensors("linear", input=input, weight=weight) from None
     if w.ndim == 1 and x.ndim:
         out = matmul(input, weight)
         return out if bias is None else out + bias

@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 from tensorlib.errors import ArgumentError, ShapeError
+from tensorlib.ops.arguments import not_tensors
 
 
 def resolve(name: str, size_average: bool | None, reduce: bool | None, reduction: str) -> str:
@@ -45,9 +46,16 @@ def reduce_loss(loss: Any, reduction: str) -> Any:
     return loss.sum() if reduction == "sum" else loss
 
 
+def _same_size(name: str, input: Any, target: Any) -> bool:
+    try:
+        return bool(input._array.shape == target._array.shape)
+    except AttributeError:
+        raise not_tensors(name, input=input, target=target) from None
+
+
 def warn_other_size(name: str, input: Any, target: Any) -> None:
     """Warn about losses between shapes that differ, which broadcasting makes easy to miss."""
-    if input._array.shape != target._array.shape:
+    if not _same_size(name, input, target):
         warnings.warn(
             f"{name}: using a target size ({list(target.shape)}) that is different to the input "
             "size "
@@ -64,7 +72,7 @@ def require_same_size(name: str, input: Any, target: Any) -> None:
     Raises:
         ShapeError: they do.
     """
-    if input._array.shape != target._array.shape:
+    if not _same_size(name, input, target):
         raise ShapeError(
             f"{name}: target size ({list(target.shape)}) must be the same as input size "
             f"({list(input.shape)})"

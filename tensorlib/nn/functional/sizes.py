@@ -5,7 +5,9 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+from ...autograd.core import TensorBase
 from ...errors import ArgumentError, ArgumentTypeError, ShapeError
+from ...ops.arguments import not_tensors
 
 
 def per_axis(name: str, what: str, value: Any, n: int, least: int = 0) -> tuple[int, ...]:
@@ -42,6 +44,8 @@ def batched(name: str, input: Any, n: int) -> tuple[Any, bool]:
     Raises:
         ShapeError: it has neither n + 2 nor n + 1 dimensions.
     """
+    if not isinstance(input, TensorBase):
+        raise not_tensors(name, input=input)
     if input.ndim not in (n + 1, n + 2):
         sizes = ", ".join("LHW"[:1] if n == 1 else "DHW"[-n:])
         raise ShapeError(

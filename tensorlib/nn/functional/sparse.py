@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from tensorlib.autograd.core import apply, wrap
+from tensorlib.autograd.core import TensorBase, apply, wrap
 from tensorlib.autograd.grad_mode import no_grad
 from tensorlib.backend import get_backend
 from tensorlib.errors import ArgumentError, DimensionError, DtypeError, ShapeError
+from tensorlib.ops.arguments import not_tensors
 from tensorlib.ops.elementwise import where
 from tensorlib.ops.indexing import embedding_p
 
 
 def _check_indices(name: str, index: Any, rows: int) -> None:
     """Refuse indices of a wrong dtype or out of range (on the host: a GPU would have to wait)."""
+    if not isinstance(index, TensorBase):
+        raise not_tensors(name, input=index)
     if index.dtype.name not in ("int64", "int32"):
         raise DtypeError(
             f"{name}: expected indices of dtype int64 or int32, but got {index.dtype}; convert "
