@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -256,9 +257,19 @@ def _leaves(data: Any) -> Any:
         yield data
 
 
+def _types(data: Any) -> set[type]:
+    """The types of what nested sequences hold, found level by level."""
+    level: Any = [data]
+    while (kinds := set(map(type, level))) and kinds <= {list, tuple}:
+        level = list(itertools.chain.from_iterable(level))
+    return kinds
+
+
 def _from_sequence(data: Any, dtype: Any) -> np.ndarray[Any, Any]:
     """A nested sequence of numbers (or tensors, or arrays) as a NumPy array of torch's dtype."""
-    leaves = list(_leaves(data))
+    kinds = _types(data)
+    plain = bool(kinds) and kinds <= {bool, int, float, complex}
+    leaves = [kind() for kind in kinds] if plain else list(_leaves(data))
     if any(isinstance(v, TensorBase) or is_array(v) for v in leaves):
         data = _unwrap_nested(data)
         leaves = [v for v in leaves if not isinstance(v, TensorBase) and not is_array(v)]
@@ -273,10 +284,10 @@ def _from_sequence(data: Any, dtype: Any) -> np.ndarray[Any, Any]:
                 "lists of numbers, or arrays"
             )
         if any(isinstance(v, np.generic) for v in leaves):
-            kinds = [
+            found = [
                 as_dtype(v.dtype) if isinstance(v, np.generic) else scalar_dtype(v) for v in leaves
             ]
-            dtype = result_dtype(kinds, (), ())
+            dtype = result_dtype(found, (), ())
         else:
             dtype = result_dtype((), (), leaves) if leaves else get_default_dtype()
     try:

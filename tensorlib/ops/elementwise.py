@@ -192,6 +192,8 @@ def _at_high(g: Any, x: Any, low: Any, high: Any) -> Any:
 def clamp_p(b, x, low, high):
     """x kept within [low, high]; either may be None."""
     refuse_complex("clamp", x)
+    if low is not None and high is not None and x.dtype.kind == "f":
+        return b.clip(x, low, high)  # in one pass
     if low is not None:
         x = b.maximum(x, low)
     return x if high is None else b.minimum(x, high)

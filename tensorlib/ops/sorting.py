@@ -74,10 +74,18 @@ def topk(input: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool =
     size = input.shape[d] if input.ndim else 1
     if not 0 <= k <= size:
         raise ShapeError(f"topk: k is {k}; dimension {d} has {size} elements")
-    values, indices = sort(input, d, descending=largest)
-    if input.ndim:
-        values, indices = values.narrow(d, 0, k), indices.narrow(d, 0, k)
-    return topk_result(values, indices)
+    if not input.ndim:
+        return topk_result(*sort(input, d))
+    if 0 < 8 * k <= size and input._array.dtype.kind == "f":
+        # Find the k first (NaN counts as the largest, as in torch), then sort only those.
+        b = get_backend(input._array)
+        start = size - k if largest else 0
+        order = b.argpartition(input._array, start if largest else k - 1, axis=d)
+        kept = wrap(b.sort(order[(slice(None),) * d + (slice(start, start + k),)], axis=d))
+        indices = gather(kept, d, argsort(gather(input.detach(), d, kept), d, descending=largest))
+    else:
+        indices = argsort(input, d, descending=largest).narrow(d, 0, k)
+    return topk_result(gather(input, d, indices), indices)
 
 
 def searchsorted(
