@@ -63,7 +63,7 @@ def _cross_entropy_x(g: Any, b: Any, x: Any, target: Any, total: Any) -> Any:
     g_loss, g_total = g
     g_loss = wide(g_loss) * (target >= 0)
     # In C order, whatever that of x: the targets are written through a flat view.
-    out = b.subtract(wide(x), b.expand_dims(total, 1), order="C")
+    out = b.ascontiguousarray(wide(x)) - b.expand_dims(total, 1)
     out = b.exp(out, out=out)
     out *= b.expand_dims(g_loss + g_total, 1)
     where, _ = _positions(b, target, x.shape[1])
