@@ -431,6 +431,13 @@ def test_an_array_instead_of_a_tensor(name: str) -> None:
         NO_TENSORS[name](np.ones(3, dtype="float32"))
 
 
+@pytest.mark.parametrize("function", [tl.exp, tl.mul, tl.nn.Sigmoid(), tl.nn.SiLU()])
+def test_an_array_does_not_slip_through(function: object) -> None:
+    arrays = [np.ones(3)] * (2 if function is tl.mul else 1)
+    with pytest.raises(TypeError, match=r"ndarray.*from_numpy"):
+        function(*arrays)  # type: ignore[operator]
+
+
 def test_multinomial_refuses_counts() -> None:
     with pytest.raises(DtypeError, match="multinomial"):
         tl.multinomial(tl.tensor([1, 2]), 1)

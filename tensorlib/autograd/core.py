@@ -51,6 +51,7 @@ class State(threading.local):
     grad: bool = True
     inference: bool = False
     anomaly: bool = False
+    backward: bool = False  # rules are running: primitives take raw arrays
     modes: tuple[Any, ...] = ()
 
 
@@ -456,7 +457,10 @@ def _mark_view(
 def replay(x: Any, chain: tuple[Any, ...]) -> Any:
     """Apply a chain of view primitives to `x`, a raw array or a tensor."""
     for p, rest, options, index in chain:
-        x = apply(p, (x, *rest), options)
+        if isinstance(x, TensorBase):
+            x = apply(p, (x, *rest), options)
+        else:
+            x = p.forward(get_backend(x), x, *rest, **options)
         if index is not None:
             x = x[index]
     return x

@@ -314,17 +314,17 @@ def run(
     walk = _Walk(create_graph, retain_graph, accumulate)
     targets = None if inputs is None else {t._node or t for t in inputs}
     seeds = [g if create_graph else g._array for g in gradients]
-    before = state.grad, state.modes
+    before = state.grad, state.modes, state.backward
     token = set_error_state(QUIET)
     _running.callbacks.append([])
-    state.grad, state.modes = create_graph, ()
+    state.grad, state.modes, state.backward = create_graph, (), True
     try:
         walk.run(outputs, seeds, targets)
         for callback in _running.callbacks[-1]:
             callback()
     finally:
         _running.callbacks.pop()
-        state.grad, state.modes = before
+        state.grad, state.modes, state.backward = before
         reset_error_state(token)
     return walk.captured
 

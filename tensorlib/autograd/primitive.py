@@ -28,7 +28,7 @@ import numpy as np
 from ..backend import get_backend, is_array
 from ..dtypes import FLOATING, FROM_NUMPY, as_dtype, dtype, get_default_dtype, result_dtype
 from ..errors import ArgumentTypeError, DimensionError, DtypeError, ShapeError, TensorlibError
-from .core import Node, TensorBase, apply, wrap
+from .core import Node, TensorBase, apply, state, wrap
 
 PRIMITIVES: dict[str, Primitive] = {}
 COMPLEX_BIT = 1 << 62  # in a mask: the operation is on complex numbers
@@ -95,7 +95,7 @@ class Primitive:
             )
 
     def __call__(self, *args: Any, out: Any = None, **options: Any) -> Any:
-        """Apply to tensors (recorded) or to raw arrays (not recorded)."""
+        """Apply to tensors; inside a gradient rule also to raw arrays, unrecorded."""
         if options:
             args, options = self._bind(args, options)
         result = apply(self, args, options)
@@ -123,12 +123,14 @@ class Primitive:
         if self.factory:
             out = self.forward(get_backend(options["device"]), *arrays, **options)
             return wrap(out)
-        for x in arrays:
-            if is_array(x) or isinstance(x, np.generic):
-                return self.forward(get_backend(x), *arrays, **options)
+        if state.backward:
+            for x in arrays:
+                if is_array(x) or isinstance(x, np.generic):
+                    return self.forward(get_backend(x), *arrays, **options)
         kinds = ", ".join(type(x).__name__ for x in arrays)
         raise ArgumentTypeError(
-            f"{self.name}: received ({kinds}); at least one argument must be a Tensor"
+            f"{self.name}: received ({kinds}); at least one argument must be a Tensor: "
+            "tensorlib.from_numpy() makes one of an array"
         )
 
     def promote(

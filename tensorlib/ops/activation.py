@@ -101,7 +101,7 @@ def _silu_x(g: Any, b: Any, x: Any) -> Any:
 @primitive(promotion="float", reference=_silu_reference, x=_silu_x)
 def silu_p(b, x):
     """x · sigmoid(x)."""
-    out = sigmoid(wide(x))
+    out = sigmoid.forward(b, wide(x))
     out *= x
     return like(out, x)
 
