@@ -315,5 +315,5 @@ class Conversion(TensorFields):
     def __setstate__(self: Any, saved: Any) -> None:
         self._array, self._rg, self._grad, attributes = saved
         self._node = self._view = self._hooks = self._grad_slot = None
-        self._version = [0, 0]
+        self._writes = [0, 0]
         self.__dict__.update(attributes)

@@ -124,11 +124,11 @@ class Tensor(Methods, Writing, Conversion, Differentiable):
     def as_subclass(self, cls: type) -> Any:
         """A tensor of a subclass over the same memory and history."""
         other: Any = object.__new__(cls)
-        other._array, other._rg, other._node, other._version = (
+        other._array, other._rg, other._node, other._writes = (
             self._array,
             self._rg,
             self._node,
-            self._version,
+            self._writes,
         )
         other._view, other._grad, other._hooks, other._grad_slot = self._view, None, None, None
         return other
@@ -257,6 +257,11 @@ class Tensor(Methods, Writing, Conversion, Differentiable):
     def is_shared(self) -> bool:
         """Whether other processes see the memory."""
         return False
+
+    @property
+    def _version(self) -> int:
+        """How often the memory was written to in place, by this tensor or a view of it."""
+        return self._writes[1]
 
     @property
     def _base(self) -> Any:

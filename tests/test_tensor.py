@@ -429,3 +429,11 @@ def test_threads() -> None:
     tl.set_num_threads(before)
     with pytest.raises(ArgumentError, match="received 0"):
         tl.set_num_threads(0)
+
+
+def test_version_counts_writes_through_views_too() -> None:
+    x = tl.zeros(2, 3)
+    assert x._version == 0
+    x[0].add_(1)
+    x.detach().mul_(2)
+    assert x._version == x[1]._version == 2

@@ -65,20 +65,28 @@ class TensorFields:
         _array: The raw array (never a NumPy scalar).
         _rg: Whether gradients flow to this tensor.
         _node: The node that made it; None for a leaf.
-        _version: ``[stamp of the last in-place write, count of writes]``, shared among views.
+        _writes: ``[stamp of the last in-place write, count of writes]``, shared among views.
         _view: For a view: where it comes from, so that its history can follow its base's.
         _hooks: A leaf's gradient hooks.
         _grad_slot: Memory that a leaf's gradient is to be written into, such as a DDP bucket.
     """
 
     __slots__ = (
-        "__dict__", "__weakref__", "_array", "_grad", "_grad_slot", "_hooks", "_node", "_rg",
-        "_version", "_view",
+        "__dict__",
+        "__weakref__",
+        "_array",
+        "_grad",
+        "_grad_slot",
+        "_hooks",
+        "_node",
+        "_rg",
+        "_view",
+        "_writes",
     )  # fmt: skip
     _array: Any
     _rg: bool
     _node: Node | None
-    _version: list[int]
+    _writes: list[int]
     _view: View | None
     _grad: Any
     _hooks: LeafHooks | None
@@ -86,7 +94,7 @@ class TensorFields:
 
     def _bump(self) -> None:
         """Note that the memory was written to, so that stale saved values are noticed."""
-        version = self._version
+        version = self._writes
         version[0] = tick()
         version[1] += 1
 
@@ -108,7 +116,7 @@ def wrap(array: Any, requires_grad: bool = False) -> Any:
     t = _new(_tensor_class)
     t._array = array
     t._rg = requires_grad
-    t._version = [0, 0]
+    t._writes = [0, 0]
     t._node = t._view = t._grad = t._hooks = t._grad_slot = None
     return t
 
@@ -317,7 +325,7 @@ def apply(  # noqa: C901
     t._array = out
     t._node = t._view = t._grad = t._hooks = t._grad_slot = None
     t._rg = False
-    t._version = [0, 0]
+    t._writes = [0, 0]
     if mask and state.grad and p.rules_for:
         kind = out.dtype
         if kind is dtype or kind.kind in _DIFFERENTIABLE:
@@ -335,7 +343,7 @@ def apply(  # noqa: C901
             else:
                 node.edges = tuple([args[i]._node or args[i] for i in wanted])
             if rules.sources:
-                node.saved, node.versions = rules.keep(args, arrays, options, out, (t._version,))
+                node.saved, node.versions = rules.keep(args, arrays, options, out, (t._writes,))
             else:
                 node.saved = node.versions = ()
             node.shape = out.shape
@@ -361,7 +369,7 @@ def _wrap_many(
     if mask and state.grad and p.rules_for:
         rules: Rules = p.rules.get(mask) or p.make_rules(mask, len(args))
         edges = tuple([args[i]._node or args[i] for i in rules.wanted])
-        saved, versions = rules.keep(args, arrays, options, outs, [t._version for t in tensors])
+        saved, versions = rules.keep(args, arrays, options, outs, [t._writes for t in tensors])
         shapes, dtypes = tuple(o.shape for o in outs), tuple(o.dtype for o in outs)
         node = Node(rules, edges, saved, versions, shapes, dtypes)
         node.outputs = len(outs)
@@ -442,7 +450,7 @@ def _mark_view(
     source = args[0]
     if not isinstance(source, TensorBase):
         return
-    t._version = source._version
+    t._writes = source._writes
     if p.detaches:
         return
     known = source._view

@@ -24,12 +24,12 @@ class _SavedOutput:
     __slots__ = ("array", "index", "version")
 
     def __init__(self, t: Any, index: int) -> None:
-        self.array, self.version, self.index = t._array, t._version, index
+        self.array, self.version, self.index = t._array, t._writes, index
 
     def tensor(self, node: Node) -> Any:
         t = wrap(self.array, requires_grad=True)
         t._node = output_node(node, self.index) if node.outputs else node
-        t._version = self.version
+        t._writes = self.version
         return t
 
 
@@ -95,7 +95,7 @@ class FunctionContext:
         tensors: list[Any] = []
         for kept in node.saved:
             t = kept.tensor(node) if isinstance(kept, _SavedOutput) else kept
-            if t is not None and t._version[0] > self._stamp:
+            if t is not None and t._writes[0] > self._stamp:
                 raise AutogradError(
                     f"{name}: a saved tensor of shape {list(t._array.shape)} has been modified by "
                     "an inplace operation since; edit a clone() instead"

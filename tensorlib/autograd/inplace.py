@@ -249,7 +249,7 @@ def reshaped_inplace(function: Callable[..., Any]) -> Callable[..., Any]:
         source = self
         if self._view is None:
             source = wrap(self._array, requires_grad=self._rg)
-            source._node, source._version = self._node, self._version
+            source._node, source._writes = self._node, self._writes
         grad, state.grad = state.grad, True
         try:
             result = function(source, *args, **kwargs)

@@ -285,7 +285,7 @@ class Rules:
                 x, a = arrays[key], args[key]
                 saved.append(x)
                 if isinstance(a, TensorBase) and a._array is x:
-                    versions.append(a._version)
+                    versions.append(a._writes)
             elif kind == OUT:
                 saved.append(out if key is None else out[key])
                 versions += out_versions if key is None else [out_versions[key]]
@@ -302,7 +302,7 @@ class Rules:
                 saved.append(key)
             else:
                 saved.append(tuple(arrays))
-                versions += [a._version for a in args if isinstance(a, TensorBase)]
+                versions += [a._writes for a in args if isinstance(a, TensorBase)]
         return saved, versions
 
     def run(self, saved: Sequence[Any], g: Any) -> Sequence[Any]:

@@ -24,7 +24,7 @@ def _rewrap(cls: type[Tensor], data: Any, requires_grad: bool) -> Any:
             "use tensorlib.tensor(...)"
         )
     t = wrap(data._array)
-    t._version = data._version
+    t._writes = data._writes
     t.__class__ = cls
     t.requires_grad_(requires_grad)
     return t

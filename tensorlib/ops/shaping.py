@@ -292,7 +292,7 @@ def _view_as_dtype(input: Any, dtype: Any) -> Any:
             "view: a dtype of another size needs a contiguous tensor; call .contiguous() first"
         )
     out = wrap(array.view(dtype.numpy))
-    out._version = input._version
+    out._writes = input._writes
     return out
 
 
