@@ -14,7 +14,7 @@ tensor([[4., 4.],
 from math import e, inf, nan, pi
 from typing import Any as _Any
 
-from . import autograd, cuda, dtypes, errors
+from . import autograd, backends, cuda, dtypes, errors
 from .autograd.anomaly import is_anomaly_enabled
 from .autograd.grad_mode import (
     enable_grad,
@@ -51,6 +51,11 @@ from .dtypes import (
     uint64,
 )
 from .dtypes import bool_ as bool
+from .execution import (
+    are_deterministic_algorithms_enabled,
+    compile,
+    use_deterministic_algorithms,
+)
 from .formats import (
     channels_last,
     channels_last_3d,
@@ -312,13 +317,14 @@ __all__ = [
     "Generator", "HalfTensor", "IntTensor", "LongTensor", "ShortTensor", "Size", "Tensor",
     "__version__", "abs", "absolute", "acos", "acosh", "add", "addcdiv", "addcmul", "addmm",
     "addmv", "all", "allclose", "amax", "amin", "aminmax", "angle", "any", "arange", "arccos",
-    "arccosh", "arcsin", "arcsinh", "arctan", "arctan2", "arctanh", "argmax", "argmin",
-    "argsort", "argwhere", "as_tensor", "asarray", "asin", "asinh", "atan", "atan2", "atanh",
-    "autograd", "baddbmm", "bernoulli", "bfloat16", "bincount", "bitwise_and",
-    "bitwise_left_shift", "bitwise_not", "bitwise_or", "bitwise_right_shift", "bitwise_xor",
-    "bmm", "bool", "broadcast_shapes", "broadcast_tensors", "broadcast_to", "can_cast", "cat",
-    "cdouble", "ceil", "cfloat", "channels_last", "channels_last_3d", "chunk", "clamp",
-    "clamp_max", "clamp_min", "clip", "clone", "complex", "complex64", "complex128", "concat",
+    "arccosh", "arcsin", "arcsinh", "arctan", "arctan2", "arctanh",
+    "are_deterministic_algorithms_enabled", "argmax", "argmin", "argsort", "argwhere",
+    "as_tensor", "asarray", "asin", "asinh", "atan", "atan2", "atanh", "autograd", "backends",
+    "baddbmm", "bernoulli", "bfloat16", "bincount", "bitwise_and", "bitwise_left_shift",
+    "bitwise_not", "bitwise_or", "bitwise_right_shift", "bitwise_xor", "bmm", "bool",
+    "broadcast_shapes", "broadcast_tensors", "broadcast_to", "can_cast", "cat", "cdouble",
+    "ceil", "cfloat", "channels_last", "channels_last_3d", "chunk", "clamp", "clamp_max",
+    "clamp_min", "clip", "clone", "compile", "complex", "complex64", "complex128", "concat",
     "concatenate", "conj", "conj_physical", "constant_pad_nd", "contiguous_format", "cos",
     "cosh", "count_nonzero", "cuda", "cumsum", "default_generator", "detach", "device",
     "diag", "diagonal", "digamma", "div", "divide", "dot", "double", "dtype", "dtypes", "e",
@@ -350,7 +356,8 @@ __all__ = [
     "take_along_dim", "tan", "tanh", "tensor", "tensor_split", "tensordot", "tile", "topk",
     "trace", "transpose", "tril", "tril_indices", "triu", "triu_indices", "true_divide",
     "trunc", "uint8", "uint16", "uint32", "uint64", "unbind", "unflatten", "unique",
-    "unsqueeze", "utils", "var", "var_mean", "vstack", "where", "zeros", "zeros_like",
+    "unsqueeze", "use_deterministic_algorithms", "utils", "var", "var_mean", "vstack",
+    "where", "zeros", "zeros_like",
 ]
 # fmt: on
 

@@ -485,3 +485,21 @@ def test_cross_entropy_of_logits_in_any_memory_order(shape: tuple[int, ...]) -> 
     F.cross_entropy(logits, tl.tensor(target)).backward()
     assert x.grad is not None
     np.testing.assert_allclose(x.grad.numpy().T, expected, atol=1e-12)
+
+
+def test_the_opening_lines_of_many_scripts() -> None:
+    tl.use_deterministic_algorithms(True)
+    assert tl.are_deterministic_algorithms_enabled()
+    tl.use_deterministic_algorithms(False)
+    tl.backends.cudnn.benchmark = False
+    tl.backends.cuda.matmul.allow_tf32 = True
+    use_mps = tl.backends.mps.is_available()
+    device = tl.device("cuda" if tl.cuda.is_available() else "mps" if use_mps else "cpu")
+    model = tl.compile(tl.nn.Linear(2, 3).to(device), mode="reduce-overhead")
+    assert model(tl.ones(1, 2, device=device)).shape == (1, 3)
+
+    @tl.compile(fullgraph=True)
+    def double(x: tl.Tensor) -> tl.Tensor:
+        return x * 2
+
+    assert double(tl.tensor(2.0)).item() == 4
