@@ -134,6 +134,7 @@ def test_the_first_failure_in_time_counts(mpi: "Tlrun") -> None:
     text = mpi.START + (
         "delay_s = {0: 0.6, 1: 0.3, 2: 0.0}[rank]\n"
         "signal.signal(signal.SIGTERM, lambda *_: None)\n"
+        "comm.Barrier()\n"  # every rank has its handler before one of them fails
         "end = time.monotonic() + delay_s\n"
         "while time.monotonic() < end:\n    time.sleep(0.01)\n"
         "raise RuntimeError(f'failure of {rank}')\n"
