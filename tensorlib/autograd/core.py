@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from ..backend import NUMPY, get_backend, is_array
+from ..backend import NUMPY, array_device, get_backend, is_array
 from ..backend.quiet import QUIET, reset_error_state, set_error_state
 from ..errors import DeviceError, TensorlibError
 
@@ -396,22 +396,19 @@ def _common_backend(p: Primitive, arrays: list[Any]) -> Any:
     """The one backend of the arrays; 0-d host arrays may join GPU arrays, as in torch."""
     where: Any = None
     for x in arrays:
-        if hasattr(x, "dtype") and not (isinstance(x, _ndarray) and x.ndim == 0):
-            found = ("cpu", 0) if isinstance(x, _ndarray) else ("cuda", x.device.id)
+        on_host = isinstance(x, _ndarray | np.generic)
+        if hasattr(x, "dtype") and (x.ndim or not on_host):
+            found = array_device(x)
             if where is not None and found != where:
-                names = [w[0] if w[0] == "cpu" else f"{w[0]}:{w[1]}" for w in (where, found)]
                 raise DeviceError(
-                    f"{p.name}: received tensors on {names[0]} and {names[1]}; move them to one "
-                    "device with .to()"
+                    f"{p.name}: received tensors on {where} and {found}; move them to one device "
+                    "with .to()"
                 )
             where = found
-    if where is None or where[0] == "cpu":
-        where = ("cuda", 0) if where is None else where
-    b = get_backend(where[0])
-    if where[0] == "cuda":
-        for i, x in enumerate(arrays):
-            if isinstance(x, _ndarray):
-                arrays[i] = b.from_host(x, where[1])
+    b = get_backend(where)
+    for i, x in enumerate(arrays):
+        if isinstance(x, _ndarray):
+            arrays[i] = b.from_host(x, where.index)
     return b
 
 
