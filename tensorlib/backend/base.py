@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 
@@ -30,6 +31,18 @@ class Backend:
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"backend {self.name!r} has no function {name!r}")
+
+    def kernel(self, name: str, *arrays: Any) -> Callable[..., Any] | None:
+        """The fused function `name`, where there is one for `arrays`; None asks for the plain one.
+
+        A fused function stands beside the array expression that it replaces::
+
+            fused = b.kernel("silu", x)
+            if fused:
+                return fused(x)
+            return x / (1 + b.exp(-x))
+        """
+        return None
 
     def special(self, name: str) -> Any:
         """The function `name` of scipy.special, or of its twin on the device."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from . import fused
 from .base import Backend
 from .erf import erf32
 
@@ -17,6 +19,10 @@ class NumpyBackend(Backend):
 
     def __init__(self) -> None:
         super().__init__(np)
+
+    def kernel(self, name: str, *arrays: Any) -> Callable[..., Any] | None:
+        """The fused function `name`, if `arrays` (or None) are all of float32, or of float64."""
+        return fused.find(name, arrays)
 
     def special(self, name: str) -> Any:
         """The function `name` of scipy.special (imported when first used)."""

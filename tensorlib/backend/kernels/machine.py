@@ -1,0 +1,201 @@
+"""From a kernel's body to an address: Numba makes LLVM code, LLVM an object, the object is loaded.
+
+Numba is imported to build, never to load. A kernel's entry takes pointers to `PyArrayObject`s and
+reads data, shape and strides there, which costs nothing per call, where converting an array in
+Python takes a microsecond.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import re
+from typing import TYPE_CHECKING, Any
+
+import llvmlite.binding as llvm
+import numpy as np
+
+from ...errors import TensorlibError
+
+if TYPE_CHECKING:
+    from .compiler import Argument, Kernel
+
+# Bytes from the start of a PyArrayObject (NumPy's C API, `PyArrayObject_fields`) and of its dtype.
+_HEAD = object.__basicsize__
+_DATA, _NDIM, _SHAPE, _STRIDES = _HEAD, _HEAD + 8, _HEAD + 16, _HEAD + 24
+_DESCR, _FLAGS = _HEAD + 40, _HEAD + 48
+_TYPE_NUMBER = _HEAD + 12
+_C_CONTIGUOUS = 1
+
+# What machine code may call: the C library, and what `link` provides.
+_KNOWN = re.compile(
+    r"llvm\.|(mem(set|cpy|move)|bcmp|malloc|calloc|realloc|free|aligned_alloc|posix_memalign|madvise)$"
+    r"|(exp|exp2|log|log2|log1p|expm1|sin|cos|tan|tanh|sinh|cosh|pow|fmod|floor|ceil|rint|erf)f?$"
+    r"|tensorlib_blas_"
+)
+
+
+@functools.cache
+def _target() -> llvm.TargetMachine:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=3,
+        jit=True,
+        codemodel="jitdefault",
+    )
+
+
+@functools.cache
+def _engine() -> llvm.ExecutionEngine:
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target())
+    # The code must outlive everything that Python tears down at exit: a reference for ever.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
+    return engine
+
+
+def link(names: tuple[str, ...]) -> None:
+    """Let kernels call the BLAS functions `names` ("sgemm", "dgemm", ...)."""
+    for name in names:
+        blas = importlib.import_module("tensorlib.backend.blas")
+        llvm.add_symbol(f"tensorlib_blas_{name}", blas.address(name))
+
+
+def load(symbol: str, code: bytes) -> int:
+    """The address of `symbol` in the object file `code`."""
+    engine = _engine()
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return int(engine.get_function_address(symbol))
+
+
+def build(kernel: Kernel, symbol: str, real: np.dtype[Any]) -> bytes:
+    """Compile `kernel` for the floating type `real`: an object file that defines `symbol`."""
+    import numba
+    from numba import types
+
+    options: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
+    body = numba.njit(**options, fastmath=set(kernel.fastmath))(kernel.make(real.type))
+    scalar = {"int": types.int64, "real": numba.from_dtype(real), "float": types.float64}
+    kinds = [types.voidptr if a.ndim is not None else scalar[a.type] for a in kernel.arguments]
+    entry = numba.cfunc(types.int64(*kinds), **options)(_entry(kernel.arguments, body, real))
+    text = entry.inspect_llvm().replace(entry.native_name, symbol)
+    module = llvm.parse_assembly(text)
+    for function in module.functions:
+        if not function.is_declaration and function.name != symbol:
+            function.linkage = "internal"
+    _optimize(module)
+    unknown = [f.name for f in module.functions if f.is_declaration and not _KNOWN.match(f.name)]
+    if unknown:
+        raise TensorlibError(
+            f"kernel {kernel.name}: its body calls {', '.join(unknown)}, which machine code on its "
+            "own cannot; a kernel allocates nothing and raises nothing"
+        )
+    return bytes(_target().emit_object(module))
+
+
+def _optimize(module: llvm.ModuleRef) -> None:
+    """Join the entry with its body, which leaves the code for Python's errors without a caller."""
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    options.loop_vectorization = options.slp_vectorization = True
+    builder = llvm.create_pass_builder(_target(), options)
+    builder.getModulePassManager().run(module, builder)
+
+
+def _entry(arguments: list[Argument], body: Any, real: np.dtype[Any]) -> Any:
+    """A function of exactly as many parameters that turns objects into arrays and calls `body`."""
+    import numba
+
+    @numba.njit(error_model="numpy")
+    def run(refused: int, *args: Any) -> int:
+        if refused == 0:
+            body(*args)
+        return refused
+
+    scope: dict[str, Any] = {"run": run}
+    checks, values = ["0"], []
+    for i, a in enumerate(arguments):
+        if a.ndim is None:
+            values.append(f"a{i}")
+            continue
+        check, view = _reader(a, a.ndim, a.dtype(real), 1 << i)
+        scope[f"check{i}"], scope[f"view{i}"] = check, view
+        checks.append(f"check{i}(a{i})")
+        values.append(f"view{i}(a{i})")
+    names = ", ".join(f"a{i}" for i in range(len(arguments)))
+    # Numba compiles functions with a fixed list of parameters; only source text can make one.
+    return eval(f"lambda {names}: run({' | '.join(checks)}, {', '.join(values)})", scope)
+
+
+def _reader(a: Argument, ndim: int, dtype: np.dtype[Any], bit: int) -> tuple[Any, Any]:
+    """Functions of a pointer to an array object: is it refused, and its view as a Numba array."""
+    import numba
+    from llvmlite import ir
+    from numba import types
+    from numba.core import cgutils
+    from numba.extending import intrinsic
+    from numba.np.arrayobj import make_array, populate_array
+
+    array = types.Array(numba.from_dtype(dtype), ndim, "A" if a.strided else "C")
+    word, half, pointer = ir.IntType(64), ir.IntType(32), ir.IntType(8).as_pointer()
+
+    def field(builder: Any, base: Any, offset: int, kind: Any) -> Any:
+        place = builder.gep(base, [ir.Constant(word, offset)], source_etype=ir.IntType(8))
+        return builder.load(builder.bitcast(place, kind.as_pointer()), typ=kind)
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def check(typing: Any, obj: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            (base,) = args
+            descr = field(builder, base, _DESCR, pointer)
+            same = [
+                (field(builder, base, _NDIM, half), ndim),
+                (field(builder, descr, _TYPE_NUMBER, half), dtype.num),
+            ]
+            if not a.strided:
+                flags = field(builder, base, _FLAGS, half)
+                same.append((builder.and_(flags, ir.Constant(half, _C_CONTIGUOUS)), 1))
+            good = ir.Constant(ir.IntType(1), 1)
+            for found, wanted in same:
+                good = builder.and_(
+                    good, builder.icmp_signed("==", found, ir.Constant(half, wanted))
+                )
+            return builder.select(good, ir.Constant(word, 0), ir.Constant(word, bit))
+
+        return types.int64(types.voidptr), generate
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def view(typing: Any, obj: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            (base,) = args
+            result = make_array(array)(context, builder)
+            words = {
+                name: [
+                    field(builder, field(builder, base, offset, pointer), 8 * i, word)
+                    for i in range(ndim)
+                ]
+                for name, offset in (("shape", _SHAPE), ("strides", _STRIDES))
+            }
+            itemsize = ir.Constant(word, dtype.itemsize)
+            if not a.strided:  # implied by the shape, also along axes of size 1
+                strides = [itemsize]
+                for size in words["shape"][:0:-1]:
+                    strides.insert(0, builder.mul(strides[0], size))
+                words["strides"] = strides[:ndim]
+            data = field(builder, base, _DATA, pointer)
+            populate_array(
+                result,
+                data=builder.bitcast(data, result.data.type),
+                shape=cgutils.pack_array(builder, words["shape"], ty=word),
+                strides=cgutils.pack_array(builder, words["strides"], ty=word),
+                itemsize=itemsize,
+                meminfo=None,
+            )
+            return result._getvalue()
+
+        return array(types.voidptr), generate
+
+    return check, view
