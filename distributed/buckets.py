@@ -44,17 +44,24 @@ class Bucket:
     Args:
         positions: the parameters' positions in the reducer's list.
         parameters: those parameters; the bucket becomes the home of their gradients.
+        communicator: the group that reduces it.
 
     Attributes:
         pending: positions whose gradients are still missing in this backward.
     """
 
-    def __init__(self, positions: Sequence[int], parameters: Sequence[Parameter]) -> None:
+    def __init__(
+        self,
+        positions: Sequence[int],
+        parameters: Sequence[Parameter],
+        communicator: Communicator,
+    ) -> None:
         self.positions = tuple(positions)
         self.parameters = tuple(parameters)
         self.pending: set[int] = set()
         ends = np.cumsum([parameter._array.size for parameter in parameters])
-        self.memory = np.zeros_like(parameters[0]._array, shape=int(ends[-1]))
+        self.memory = communicator.empty(int(ends[-1]), parameters[0]._array)
+        self.memory[...] = 0
         places = np.split(self.memory, ends[:-1])
         for parameter, place in zip(parameters, places, strict=True):
             parameter._grad_slot = place.reshape(parameter.shape)
@@ -163,7 +170,8 @@ class Reducer:
         self._bucket_of: dict[int, Bucket] = {}
         for group in groups:
             positions = [order[index] for index in group]
-            bucket = Bucket(positions, [self._parameters[position] for position in positions])
+            parameters = [self._parameters[position] for position in positions]
+            bucket = Bucket(positions, parameters, self._communicator)
             self.buckets.append(bucket)
             self._bucket_of.update(dict.fromkeys(positions, bucket))
 

@@ -9,6 +9,7 @@ Every public collective writes into the arrays it is given and returns a ``Work`
 are ranks of the group.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,9 @@ class Communicator(ABC):
         rank: this process's rank in the group.
         ranks: the world rank of each member, in group order.
         timeout_s: how long a wait may take, in seconds.
+
+    Attributes:
+        crowded: whether ranks may have to share a core.
     """
 
     capabilities: ClassVar[Capabilities]
@@ -66,6 +70,7 @@ class Communicator(ABC):
         self.ranks = tuple(ranks)
         self.size = len(self.ranks)
         self.timeout_s = timeout_s
+        self.crowded = self.size > (os.cpu_count() or 1)
         self._sequence = 0
         self._broken: CollectiveTimeoutError | None = None
 
@@ -77,7 +82,7 @@ class Communicator(ABC):
 
         def transfer() -> Steps:
             buffer = plan.stage(array)
-            yield from self._all_reduce(buffer, plan.op)
+            yield from self._all_reduce(buffer, plan.op, plan.divisor)
             plan.result(buffer, array)
 
         return self._collective("all_reduce", transfer, array, op=op)
@@ -88,7 +93,7 @@ class Communicator(ABC):
 
         def transfer() -> Steps:
             buffer = plan.stage(array)
-            yield from self._reduce(buffer, plan.op, root)
+            yield from self._reduce(buffer, plan.op, plan.divisor, root)
             if self.rank == root:
                 plan.result(buffer, array)
 
@@ -102,7 +107,7 @@ class Communicator(ABC):
         def transfer() -> Steps:
             packed = plan.stage(_packed(arrays))
             buffer = np.empty_like(packed, shape=out.shape)
-            yield from self._reduce_scatter(buffer, packed, plan.op)
+            yield from self._reduce_scatter(buffer, packed, plan.op, plan.divisor)
             plan.result(buffer, out)
 
         return self._collective("reduce_scatter", transfer, out, op=op)
@@ -214,6 +219,10 @@ class Communicator(ABC):
 
     # The group
 
+    def empty(self, count: int, like: Array) -> Array:
+        """An uninitialised vector of the dtype of ``like``, where reducing it is fastest."""
+        return np.empty_like(like, shape=count)
+
     def barrier(self, name: str = "barrier", numbers: tuple[int, ...] = ()) -> Work:
         """Done once every rank has called it with the same numbers: the headers do it all."""
         return self._collective(name, lambda: (), shape=numbers)
@@ -226,20 +235,23 @@ class Communicator(ABC):
         """Give back what the group holds, if nothing is under way on it."""
         return
 
-    # What a backend implements. Arrays are contiguous; packed ones have the shape (size, ...)
+    # What a backend implements. Arrays are contiguous; packed ones have the shape (size, ...).
+    # Reductions divide what they have reduced by the divisor.
 
     @abstractmethod
     def _exchange(self, record: bytes, records: bytearray) -> Requests:
         """All-gather the small ``record``; must not depend on transfers that are under way."""
 
     @abstractmethod
-    def _all_reduce(self, buffer: Array, op: ReduceOp) -> Requests: ...
+    def _all_reduce(self, buffer: Array, op: ReduceOp, divisor: int) -> Requests: ...
 
     @abstractmethod
-    def _reduce(self, buffer: Array, op: ReduceOp, root: int) -> Requests: ...
+    def _reduce(self, buffer: Array, op: ReduceOp, divisor: int, root: int) -> Requests: ...
 
     @abstractmethod
-    def _reduce_scatter(self, out: Array, packed: Array, op: ReduceOp) -> Requests: ...
+    def _reduce_scatter(
+        self, out: Array, packed: Array, op: ReduceOp, divisor: int
+    ) -> Requests: ...
 
     @abstractmethod
     def _all_gather(self, packed: Array, array: Array) -> Requests: ...

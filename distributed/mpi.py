@@ -20,19 +20,42 @@ from tensorlib.distributed.call import RECORD_BYTES, Call
 from tensorlib.distributed.communicator import Capabilities, Communicator, Requests
 from tensorlib.distributed.departure import departure
 from tensorlib.distributed.environment import forget_launcher
-from tensorlib.distributed.reduction import Array, ReduceOp, dtype_name
+from tensorlib.distributed.reduction import UFUNCS, Array, ReduceOp, divide, dtype_name
 from tensorlib.distributed.work import Steps, Work, is_busy
-from tensorlib.errors import CollectiveMismatchError, DistributedError
+from tensorlib.errors import (
+    BackendUnavailableError,
+    CollectiveMismatchError,
+    DistributedError,
+)
 
 _LAST_MESSAGE_S = 3.0  # what a rank has sent before it ended may still be on its way
 
 
-def connect(timeout_s: float) -> "MPICommunicator":
-    """The group of all ranks that mpiexec has started."""
+def connect(timeout_s: float, shared: bool | None = None) -> "MPICommunicator":
+    """The group of all ranks that mpiexec has started.
+
+    Args:
+        timeout_s: how long a wait may take, in seconds.
+        shared: reduce in shared memory; None: if all ranks are on one host.
+
+    Raises:
+        BackendUnavailableError: shared memory is asked for, and not all ranks can map it.
+    """
     if not departure.joined:
         departure.join(MPI.COMM_WORLD, timeout_s)
         forget_launcher()
-    return MPICommunicator(MPI.COMM_WORLD.Dup(), timeout_s)
+    comm = MPI.COMM_WORLD.Dup()
+    if shared is not False:
+        from tensorlib.distributed import shared_memory
+
+        if (found := shared_memory.join(comm, timeout_s)) is not None:
+            return found
+        if shared:
+            raise BackendUnavailableError(
+                'backend "shared_memory": the ranks are on several hosts, or may not map each '
+                'other\'s memory (another user or container); pass backend="mpi"'
+            )
+    return MPICommunicator(comm, timeout_s)
 
 
 class MPICommunicator(Communicator):
@@ -68,23 +91,26 @@ class MPICommunicator(Communicator):
     def _exchange(self, record: bytes, records: bytearray) -> Requests:
         yield self._headers.Iallgather(record, records)
 
-    def _all_reduce(self, buffer: Array, op: ReduceOp) -> Requests:
+    def _all_reduce(self, buffer: Array, op: ReduceOp, divisor: int) -> Requests:
         if buffer.dtype.kind == "f" and op in _NAN_AWARE:
             # The larger of -0.0 and 0.0 is either: only one rank may decide.
-            yield from self._reduce(buffer, op, 0)
+            yield from self._reduce(buffer, op, divisor, 0)
             yield from self._broadcast(buffer, 0)
         else:
             yield self._data.Iallreduce(MPI.IN_PLACE, buffer, _operation(op, buffer))
+            divide(buffer, divisor)
 
-    def _reduce(self, buffer: Array, op: ReduceOp, root: int) -> Requests:
+    def _reduce(self, buffer: Array, op: ReduceOp, divisor: int, root: int) -> Requests:
         operation = _operation(op, buffer)
         if self.rank == root:
             yield self._data.Ireduce(MPI.IN_PLACE, buffer, operation, root)
+            divide(buffer, divisor)
         else:
             yield self._data.Ireduce(buffer, None, operation, root)
 
-    def _reduce_scatter(self, out: Array, packed: Array, op: ReduceOp) -> Requests:
+    def _reduce_scatter(self, out: Array, packed: Array, op: ReduceOp, divisor: int) -> Requests:
         yield self._data.Ireduce_scatter_block(packed, out, _operation(op, packed))
+        divide(out, divisor)
 
     def _all_gather(self, packed: Array, array: Array) -> Requests:
         yield self._data.Iallgather(_bytes(array), _bytes(packed))
@@ -198,8 +224,7 @@ _OPERATIONS = {
 }
 # MPI's own MIN and MAX drop a NaN or keep it, depending on the order of the ranks.
 _NAN_AWARE = {
-    ReduceOp.MIN: MPI.Op.Create(_combining(np.minimum), commute=True),
-    ReduceOp.MAX: MPI.Op.Create(_combining(np.maximum), commute=True),
+    op: MPI.Op.Create(_combining(UFUNCS[op]), commute=True) for op in (ReduceOp.MIN, ReduceOp.MAX)
 }
 
 

@@ -10,18 +10,8 @@ from typing import Any
 import numpy as np
 
 from tensorlib.distributed.communicator import Capabilities, Communicator, Requests
-from tensorlib.distributed.reduction import Array, ReduceOp
+from tensorlib.distributed.reduction import UFUNCS, Array, ReduceOp, divide
 from tensorlib.distributed.work import Steps
-
-_UFUNCS = {
-    ReduceOp.SUM: np.add,
-    ReduceOp.PRODUCT: np.multiply,
-    ReduceOp.MIN: np.minimum,
-    ReduceOp.MAX: np.maximum,
-    ReduceOp.BAND: np.bitwise_and,
-    ReduceOp.BOR: np.bitwise_or,
-    ReduceOp.BXOR: np.bitwise_xor,
-}
 
 
 class NaiveCommunicator(Communicator):
@@ -45,18 +35,21 @@ class NaiveCommunicator(Communicator):
         records[:] = record * self.size  # an oracle trusts its callers
         return ()
 
-    def _all_reduce(self, buffer: Array, op: ReduceOp) -> Requests:
-        buffer[...] = reduce(_UFUNCS[op], self._everyones(buffer))
+    def _all_reduce(self, buffer: Array, op: ReduceOp, divisor: int) -> Requests:
+        buffer[...] = reduce(UFUNCS[op], self._everyones(buffer))
+        divide(buffer, divisor)
         return ()
 
-    def _reduce(self, buffer: Array, op: ReduceOp, root: int) -> Requests:
+    def _reduce(self, buffer: Array, op: ReduceOp, divisor: int, root: int) -> Requests:
         everyones = self._everyones(buffer)
         if self.rank == root:
-            buffer[...] = reduce(_UFUNCS[op], everyones)
+            buffer[...] = reduce(UFUNCS[op], everyones)
+            divide(buffer, divisor)
         return ()
 
-    def _reduce_scatter(self, out: Array, packed: Array, op: ReduceOp) -> Requests:
-        out[...] = reduce(_UFUNCS[op], self._everyones(packed))[self.rank]
+    def _reduce_scatter(self, out: Array, packed: Array, op: ReduceOp, divisor: int) -> Requests:
+        out[...] = reduce(UFUNCS[op], self._everyones(packed))[self.rank]
+        divide(out, divisor)
         return ()
 
     def _all_gather(self, packed: Array, array: Array) -> Requests:

@@ -14,8 +14,8 @@ from tensorlib.tensor import Tensor
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
 
-# The names that scripts pass. MPI carries the CPU's tensors under each of them.
-_BACKENDS = ("mpi", "gloo", "solo", "cpu:gloo,cuda:nccl", "cpu:mpi,cuda:nccl")
+# The names that scripts pass. "mpi" is MPI alone; the others use shared memory within one host.
+_BACKENDS = ("shared_memory", "mpi", "gloo", "solo", "cpu:gloo,cuda:nccl", "cpu:mpi,cuda:nccl")
 
 
 class ProcessGroup:
@@ -86,7 +86,8 @@ def init_process_group(
     this one process, and MPI need not be installed.
 
     Args:
-        backend: "mpi" or "gloo" (both: CPU tensors over MPI), "cpu:gloo,cuda:nccl", or None.
+        backend: "mpi" (MPI alone), "shared_memory" (all ranks on one host), "gloo",
+            "cpu:gloo,cuda:nccl" or None (shared memory if all ranks are on one host, else MPI).
         init_method: accepted for torch's sake: MPI knows where the ranks are.
         timeout: how long a rank waits for the others in any collective, 10 minutes by default.
         world_size: the expected number of ranks, checked if given.
@@ -97,7 +98,8 @@ def init_process_group(
         device_id: as ``init_method``.
 
     Raises:
-        BackendUnavailableError: NCCL is asked for, or several ranks without mpi4py.
+        BackendUnavailableError: NCCL is asked for, several ranks without mpi4py, or shared
+            memory where there is none.
         ArgumentError: unknown backend, called twice, or not the ranks that MPI has started.
         CollectiveTimeoutError: not every rank called it in time.
     """
@@ -108,7 +110,9 @@ def init_process_group(
             "destroy_process_group() first"
         )
     _check_backend(backend)
-    communicator = _connect(_seconds(timeout or DEFAULT_TIMEOUT), world_size)
+    name = (backend or "gloo").lower()
+    shared = {"shared_memory": True, "mpi": False, "cpu:mpi,cuda:nccl": False}.get(name)
+    communicator = _connect(_seconds(timeout or DEFAULT_TIMEOUT), world_size, shared)
     for name, given, actual in (
         ("world_size", world_size, communicator.size),
         ("rank", rank, communicator.rank),
@@ -323,14 +327,14 @@ def _check_backend(backend: str | None) -> None:
         raise ArgumentError(f"backend {backend!r} is unknown; pass one of {', '.join(_BACKENDS)}")
 
 
-def _connect(timeout_s: float, world_size: int) -> Communicator:
+def _connect(timeout_s: float, world_size: int, shared: bool | None) -> Communicator:
     """MPI if this process is one of its ranks, else a world of one."""
     if environment.under_mpi():
         if environment.has_mpi4py():
             from tensorlib.distributed import mpi
 
             departure.watch()
-            return mpi.connect(timeout_s)
+            return mpi.connect(timeout_s, shared)
         expected = 1 if environment.alone() else 2
     else:
         expected = max(environment.announced_world_size(), world_size)

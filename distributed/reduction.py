@@ -29,6 +29,15 @@ class ReduceOp(Enum):
     BXOR = "BXOR"
 
 
+UFUNCS = {
+    ReduceOp.SUM: np.add,
+    ReduceOp.PRODUCT: np.multiply,
+    ReduceOp.MIN: np.minimum,
+    ReduceOp.MAX: np.maximum,
+    ReduceOp.BAND: np.bitwise_and,
+    ReduceOp.BOR: np.bitwise_or,
+    ReduceOp.BXOR: np.bitwise_xor,
+}
 _BITWISE = (ReduceOp.BAND, ReduceOp.BOR, ReduceOp.BXOR)
 _ORDER = (ReduceOp.MIN, ReduceOp.MAX)
 _ON_BOOL = {  # on bytes that hold 0 or 1
@@ -64,6 +73,7 @@ class Reduction:
     Attributes:
         op: what the backend computes.
         dtype: what it computes in.
+        divisor: what the backend divides the result by: the number of ranks for a mean.
     """
 
     def __init__(self, op: ReduceOp, dtype: np.dtype, size: int) -> None:
@@ -80,13 +90,13 @@ class Reduction:
         if op in _BITWISE and kind not in "iub":
             raise DtypeError(f"reduction {op.name}: got {dtype}, needs integers or bool")
         self.dtype, self.op = dtype, op
-        self._divisor = 1
+        self.divisor = 1
         if kind == "b":
             self.dtype, self.op = np.dtype(np.uint8), _ON_BOOL[op]
         elif dtype.itemsize == 2 and kind == "f":
             self.dtype = np.dtype(np.float32)
         if op is ReduceOp.AVG:
-            self.op, self._divisor = ReduceOp.SUM, size
+            self.op, self.divisor = ReduceOp.SUM, size
 
     def stage(self, array: Array) -> Array:
         """``array`` contiguous and in the reduction's dtype, shared with ``array`` if it can be."""
@@ -96,12 +106,16 @@ class Reduction:
         return array.astype(self.dtype, copy=False)
 
     def result(self, buffer: Array, out: Array) -> None:
-        """Finish the reduced ``buffer`` (in place) and bring it into ``out``."""
-        if self._divisor != 1:
-            buffer /= self._divisor
+        """Bring the reduced ``buffer`` into ``out``."""
         if out.dtype == np.bool_:
             buffer = buffer.view(np.bool_)
         copy_back(buffer, out)
+
+
+def divide(array: Array, divisor: int) -> None:
+    """Divide in place."""
+    if divisor != 1:
+        np.divide(array, divisor, out=array)
 
 
 def contiguous(array: Array) -> Array:

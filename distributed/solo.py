@@ -27,13 +27,13 @@ class SoloCommunicator(Communicator):
         records[:] = record
         return ()
 
-    def _all_reduce(self, buffer: Array, op: ReduceOp) -> Requests:
+    def _all_reduce(self, buffer: Array, op: ReduceOp, divisor: int) -> Requests:
         return ()
 
-    def _reduce(self, buffer: Array, op: ReduceOp, root: int) -> Requests:
+    def _reduce(self, buffer: Array, op: ReduceOp, divisor: int, root: int) -> Requests:
         return ()
 
-    def _reduce_scatter(self, out: Array, packed: Array, op: ReduceOp) -> Requests:
+    def _reduce_scatter(self, out: Array, packed: Array, op: ReduceOp, divisor: int) -> Requests:
         out[...] = packed[0]
         return ()
 

@@ -36,6 +36,8 @@ class Request(Protocol):
 
 Steps = Generator[Request, None, Any]
 
+# A core is given up at once if ranks share cores, else after this many looks, some 2 µs each.
+_LOOKS = 30
 _SPIN_S = 0.1  # a wait that is longer sleeps between looks, so that an idle rank leaves its core
 _NAP_S = 50e-6
 
@@ -140,6 +142,9 @@ class Work:
             self._error, self._done = failure, True
 
     def _wait(self, limit_s: float) -> None:
+        for _ in range(0 if self.communicator.crowded else _LOOKS):
+            if self.is_completed():
+                return
         start = time.monotonic()
         # A slow wait is announced to the peers, so that a timeout can say who is missing.
         look_s = announce_s = min(1.0, limit_s / 4)
