@@ -30,6 +30,7 @@ from tensorlib.autograd import queue_callback, reachable_leaves
 from tensorlib.autograd.core import wrap
 from tensorlib.distributed.communicator import Communicator
 from tensorlib.distributed.reduction import ReduceOp
+from tensorlib.distributed.shards import Rows, ShardSums
 from tensorlib.distributed.work import Work, progress
 from tensorlib.errors import DistributedError
 from tensorlib.nn import Parameter
@@ -48,6 +49,8 @@ class Bucket:
 
     Attributes:
         pending: positions whose gradients are still missing in this backward.
+        memory: the gradients.
+        rows: the sums over logical shards so far, while the shards of a batch run.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Bucket:
         ends = np.cumsum([parameter._array.size for parameter in parameters])
         self.memory = communicator.empty(int(ends[-1]), parameters[0]._array)
         self.memory[...] = 0
+        self.rows: Rows | None = None
         places = np.split(self.memory, ends[:-1])
         for parameter, place in zip(parameters, places, strict=True):
             parameter._grad_slot = place.reshape(parameter.shape)
@@ -131,6 +135,10 @@ class Reducer:
         self._static_graph = static_graph
         self.trace: Trace | None = None
         self.active = False  # whether the next backward is to be averaged
+        # This rank's weight, the sum over the ranks, and the work that finds it; None: all equal.
+        self._weights: tuple[float, Any, Work] | None = None
+        self._weight = 0.0  # of the forwards since the last average
+        self.shards: ShardSums | None = None  # while the shards of a batch run
         self._running = False
         self._rebuilt = self._allow_unused  # what arrives may then differ from rank to rank
         self._arrived: list[int] = []
@@ -140,6 +148,53 @@ class Reducer:
         self._lay_out(range(len(self._parameters) - 1, -1, -1))
         for position, parameter in enumerate(self._parameters):
             parameter.register_post_accumulate_grad_hook(_weak_hook(self, position))
+
+    # The shards of a batch
+
+    def begin_shards(self, shards: ShardSums) -> None:
+        """From here on backwards bring the gradients of single shards."""
+        self.prepare()
+        self.shards, self.active = shards, False
+        self._used: set[int] = set()
+        self._accumulated: list[Any] = []
+        for bucket in self.buckets:
+            if bucket.rows is None:
+                bucket.rows = Rows(self._communicator.empty, shards.depth, bucket.memory)
+            bucket.rows.clear()
+            held = any(parameter.grad is not None for parameter in bucket.parameters)
+            self._clear_missing(bucket)
+            self._accumulated.append(bucket.memory.copy() if held else None)
+        self._drop()
+
+    def keep_shard(self) -> None:
+        """Add the gradients of a shard to the sums, and make room for the next one's."""
+        assert self.shards is not None
+        self._used.update(i for i, p in enumerate(self._parameters) if p.grad is not None)
+        for bucket in self.buckets:
+            self._clear_missing(bucket)
+            assert bucket.rows is not None
+            self.shards.add(bucket.rows, bucket.memory)
+        self._drop()
+
+    def end_shards(self) -> None:
+        """Add what the gradients were before the shards."""
+        self.shards = None
+        for bucket, before in zip(self.buckets, self._accumulated, strict=True):
+            if before is not None:
+                bucket.memory += before
+
+    def _clear_missing(self, bucket: Bucket) -> None:
+        for parameter in bucket.parameters:
+            if parameter.grad is None:
+                parameter._grad_slot[...] = 0
+            else:
+                adopt(parameter)
+
+    def _drop(self) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    # A forward
 
     def prepare(self) -> None:
         """Before a forward: bring the buckets into the order of arrival, once."""
@@ -159,6 +214,13 @@ class Reducer:
             unused = {i for i, p in enumerate(self._parameters) if p not in reached}
             # One backward may come from several forwards.
             self._unused = unused if self._unused is None else self._unused & unused
+
+    def weigh(self, weight: float, syncs: bool) -> None:
+        """Before a forward: add to what this rank's gradients count beside those of the others."""
+        self._weight += weight
+        if syncs:
+            total = np.array([self._weight])
+            self._weights = self._weight, total, self._communicator.all_reduce(total)
 
     def _lay_out(self, order: Iterable[int]) -> None:
         order = list(order)
@@ -224,13 +286,25 @@ class Reducer:
             if bucket.pending:
                 return
             self._note("start", f"bucket {number}")
-            work = self._communicator.all_reduce(bucket.memory, ReduceOp.AVG)
+            work = self._reduce(bucket)
             self._works.append(work)
             work.then(partial(self._note, "end", f"bucket {number}"))
 
+    def _reduce(self, bucket: Bucket) -> Work:
+        """Start averaging a bucket over the ranks."""
+        if self.shards is not None:
+            assert bucket.rows is not None
+            return self.shards.reduce(bucket.rows, bucket.memory)
+        if self._weights is None:
+            return self._communicator.all_reduce(bucket.memory, ReduceOp.AVG)
+        weight, total, work = self._weights
+        work.wait()
+        bucket.memory *= weight / total[0] if total[0] else 0.0
+        return self._communicator.all_reduce(bucket.memory, ReduceOp.SUM)
+
     def _finish(self) -> None:
         """Backward has ended: complete and wait for every bucket."""
-        self._running = False
+        self._running, self._weight = False, 0.0
         missing = sorted(position for bucket in self.buckets for position in bucket.pending)
         if missing and not self._allow_unused:
             self._wait()
@@ -257,6 +331,8 @@ class Reducer:
         """Keep the gradients of parameters that no rank has used; average the others'."""
         used = np.zeros(len(self._parameters), np.uint8)
         used[self._arrived] = 1
+        if self.shards is not None:
+            used[list(self._used)] = 1
         here = used.copy()
         self._communicator.all_reduce(used, ReduceOp.MAX).wait()
         self._wait()

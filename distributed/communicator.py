@@ -13,6 +13,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
@@ -38,6 +39,7 @@ from tensorlib.errors import (
 
 Arrays = Any  # one per rank: a list, or an array with a leading dimension (size, ...)
 Requests = Iterable[Request]
+Fold = Callable[[list[Array]], Array]
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,25 @@ class Communicator(ABC):
             plan.result(buffer, out)
 
         return self._collective("reduce_scatter", transfer, out, op=op)
+
+    def fold(self, out: Array, rows: Array, counts: Sequence[int], combine: Fold) -> Work:
+        """Combine the rows of all ranks, in an order of the caller's, into every rank's ``out``.
+
+        Args:
+            out: a contiguous vector of n elements.
+            rows: this rank's rows, (counts[rank], n), contiguous.
+            counts: how many rows each rank has.
+            combine: makes one row of a list of rows, those of rank 0 first; elementwise, as every
+                rank applies it to one slice of the elements.
+        """
+        name = "fold"
+        _check_dtype(name, out, rows)
+        if rows.shape != (counts[self.rank], out.size):
+            raise ShapeError(
+                f"{name}: rows have shape {list(rows.shape)}; expected "
+                f"{[counts[self.rank], out.size]}"
+            )
+        return self._collective(name, lambda: self._fold(out, rows, counts, combine), out)
 
     # Movements
 
@@ -252,6 +273,23 @@ class Communicator(ABC):
     def _reduce_scatter(
         self, out: Array, packed: Array, op: ReduceOp, divisor: int
     ) -> Requests: ...
+
+    def _fold(self, out: Array, rows: Array, counts: Sequence[int], combine: Fold) -> Requests:
+        # Every rank gets one slice of all rows, and all get the results.
+        ends = [out.size * r // self.size for r in range(self.size + 1)]
+        widths = [end - start for start, end in pairwise(ends)]
+        mine = widths[self.rank]
+        sent = np.concatenate([rows[:, i:j].reshape(-1) for i, j in pairwise(ends)])
+        received = np.empty_like(out, shape=sum(counts) * mine)
+        yield from self._all_to_all(
+            received, sent, [mine * count for count in counts], [len(rows) * w for w in widths]
+        )
+        slot = np.zeros_like(out, shape=max(widths))
+        slot[:mine] = combine(list(received.reshape(sum(counts), mine)))
+        packed = np.empty_like(out, shape=(self.size, len(slot)))
+        yield from self._all_gather(packed, slot)
+        for row, start, width in zip(packed, ends[:-1], widths, strict=True):
+            out[start : start + width] = row[:width]
 
     @abstractmethod
     def _all_gather(self, packed: Array, array: Array) -> Requests: ...

@@ -8,21 +8,32 @@ Equal parameters, equal gradients and equal optimizers keep the replicas equal; 
 themselves are sent once, when the module is wrapped. ``buckets`` averages the gradients.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from tensorlib.autograd import is_grad_enabled
+from tensorlib.autograd.core import wrap
 from tensorlib.distributed.buckets import Reducer, Trace
 from tensorlib.distributed.communicator import Communicator
+from tensorlib.distributed.guard import check_replicas
 from tensorlib.distributed.objects import all_gather_object
 from tensorlib.distributed.process_group import Group, member, raw
-from tensorlib.errors import ArgumentError, CollectiveMismatchError, DistributedError
+from tensorlib.distributed.shards import ShardSums, Statistics, shard_seed
+from tensorlib.errors import (
+    ArgumentError,
+    CollectiveMismatchError,
+    DistributedError,
+    ShapeError,
+)
 from tensorlib.nn import Module
+from tensorlib.random import default_generator
 from tensorlib.tensor import Tensor
 
+Weight = str | Callable[..., float] | None
 _MEBIBYTE = 1024 * 1024
 _FIRST_BUCKET_BYTES = _MEBIBYTE
 
@@ -48,6 +59,16 @@ class DistributedDataParallel(Module):
         gradient_as_bucket_view: kept for torch's sake; gradients always live in the buckets.
         static_graph: the same parameters take part in every step; unused ones are found once.
         trace: keep a list of (event, time) in the attribute ``trace``.
+        weight: what a rank's gradients count. None: every rank the same, as in torch. "samples":
+            the length of the first input tensor. Or a function of forward's arguments that returns
+            a number, such as how many tokens are not padding. With a loss that is a mean, the
+            result is the gradient of the mean over all samples, however unevenly they are divided.
+        logical_shards: divide every global batch into so many parts, whatever the number of ranks,
+            and add their gradients in one fixed order; see ``shards``.
+        check_replicas_every: compare the ranks' parameters (and buffers, if they are broadcast) at
+            every so many steps, by checksums; 0: never.
+        on_divergence: "raise" on every rank if they differ, or "restore" what differs from the
+            majority of the ranks, if there is one.
 
     Attributes:
         module: the wrapped module.
@@ -74,6 +95,10 @@ class DistributedDataParallel(Module):
         static_graph: bool = False,
         *,
         trace: bool = False,
+        weight: Weight = None,
+        logical_shards: int | None = None,
+        check_replicas_every: int = 100,
+        on_divergence: str = "raise",
     ) -> None:
         super().__init__()
         group = member(process_group, "DistributedDataParallel")
@@ -111,6 +136,25 @@ class DistributedDataParallel(Module):
         )
         if trace:
             self._reducer.trace = []
+        if weight not in (None, "samples") and not callable(weight):
+            raise ArgumentError(
+                f'DistributedDataParallel: got weight={weight!r}; pass None, "samples" or a '
+                "function of forward's arguments"
+            )
+        if logical_shards is not None and logical_shards < communicator.size:
+            raise ArgumentError(
+                f"DistributedDataParallel: got logical_shards={logical_shards} for "
+                f"{communicator.size} ranks; every rank needs at least one"
+            )
+        if on_divergence not in ("raise", "restore") or check_replicas_every < 0:
+            raise ArgumentError(
+                f"DistributedDataParallel: got on_divergence={on_divergence!r} and "
+                f'check_replicas_every={check_replicas_every}; pass "raise" or "restore", and a '
+                "number of steps"
+            )
+        self.weight, self.logical_shards = weight, logical_shards
+        self.check_replicas_every, self.on_divergence = check_replicas_every, on_divergence
+        self._steps = 0
 
     @property
     def trace(self) -> Trace | None:
@@ -120,10 +164,15 @@ class DistributedDataParallel(Module):
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """The module's own output."""
         syncs = is_grad_enabled() and self.require_backward_grad_sync
-        if syncs:
+        in_shards = self._reducer.shards is not None
+        if syncs and not in_shards:
             self._reducer.prepare()
-        if self.broadcast_buffers and self.require_backward_grad_sync:
+        if self.broadcast_buffers and self.require_backward_grad_sync and not in_shards:
             _broadcast(list(self.module.buffers()), self.process_group.communicator)
+        if syncs and not in_shards:
+            self._guard(self.broadcast_buffers)
+        if self.weight is not None and is_grad_enabled() and not in_shards:
+            self._reducer.weigh(_weigh(self.weight, inputs, kwargs), syncs)
         output = self.module(*inputs, **kwargs)
         if syncs:
             self._reducer.expect(list(_tensors_in(output)))
@@ -142,6 +191,124 @@ class DistributedDataParallel(Module):
             yield
         finally:
             self.require_backward_grad_sync = before
+
+    def _guard(self, with_buffers: bool) -> None:
+        """Before every so many steps: have all ranks the same module?"""
+        every = self.check_replicas_every
+        if every and self._steps % every == 0 and self._steps:
+            named: list[tuple[str, Tensor]] = [*self.module.named_parameters()]
+            if with_buffers:
+                named += self.module.named_buffers()
+            restore = self.on_divergence == "restore"
+            check_replicas(named, self.process_group.communicator, restore)
+        self._steps += 1
+
+    def shards(self, *tensors: Tensor) -> Iterator[Any]:
+        """The logical shards of a batch, one by one; a step on them has the same bits on any ranks.
+
+        A training step becomes::
+
+            for xs, ys in ddp.shards(x, y):         # x, y: this rank's part of the global batch
+                loss_fn(ddp(xs), ys).backward()
+            optimizer.step()
+
+        With V shards, rank r of W has the shards from ``r·V // W`` on, in order, and shard s has
+        the samples ``s·N // V`` to ``(s+1)·N // V`` of a global batch of N;
+        ``utils.data.DistributedBatchSampler`` gives every rank these. The gradients become those of
+        the mean over all N samples, if the loss is the mean over a shard. Random numbers are drawn
+        from the state of the default generator on rank 0 and the number of the shard; running
+        statistics are folded in shard order.
+
+        Args:
+            tensors: with this rank's samples along the first dimension.
+
+        Yields:
+            The shard's part of each, a tuple if there are several.
+
+        Raises:
+            ArgumentError: ``logical_shards`` was not given.
+            ShapeError: a rank has another number of samples than its shards.
+        """
+        if self.logical_shards is None or not tensors:
+            raise ArgumentError(
+                "shards: make the module with DistributedDataParallel(..., logical_shards=V) and "
+                "pass the tensors of a batch"
+            )
+        communicator, generator = self.process_group.communicator, default_generator
+        position = generator.get_state().numpy().view(np.uint64)
+        mine = np.array([len(tensors[0]), *position], np.uint64)
+        everyones = np.empty((communicator.size, 3), np.uint64)
+        communicator.all_gather(everyones, mine, "shards").wait()
+        lengths: list[int] = everyones[:, 0].tolist()
+        seed, offset = (int(number) for number in everyones[0, 1:])
+        sums = ShardSums(communicator, self.logical_shards, sum(lengths))
+        _check_lengths(sums, lengths, communicator)
+        self._guard(with_buffers=True)
+        statistics = Statistics(self.module) if self.module.training else None
+        self._reducer.begin_shards(sums)
+        start = sums.bounds[sums.mine[0]]
+        try:
+            for shard in sums.mine:
+                sums.shard = shard
+                last = shard == sums.mine[-1]
+                self.require_backward_grad_sync = last
+                generator.manual_seed(shard_seed(seed, offset, shard))
+                if statistics is not None:
+                    statistics.begin_shard()
+                low, high = (sums.bounds[shard + k] - start for k in (0, 1))
+                parts = tuple(tensor[low:high] for tensor in tensors)
+                yield parts if len(parts) > 1 else parts[0]
+                if statistics is not None:
+                    statistics.end_shard()
+                if not last:
+                    self._reducer.keep_shard()
+            if statistics is not None:
+                statistics.fold(_everyones_parts(statistics, sums, communicator))
+        finally:
+            self._reducer.end_shards()
+            self.require_backward_grad_sync = True
+            after = np.array([seed, offset + 1], np.uint64).view(np.uint8)
+            generator.set_state(wrap(after))
+
+
+def _weigh(weight: Weight, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    if callable(weight):
+        return float(weight(*inputs, **kwargs))
+    for tensor in _tensors_in([*inputs, kwargs]):
+        return float(len(tensor))
+    raise ArgumentError('DistributedDataParallel: weight="samples" needs a tensor among the inputs')
+
+
+def _check_lengths(sums: ShardSums, lengths: list[int], communicator: Communicator) -> None:
+    for rank, length in enumerate(lengths):
+        if length != sums.expected(rank):
+            raise ShapeError(
+                f"shards: rank {communicator.ranks[rank]} has {length} of the {sum(lengths)} "
+                f"samples, its {sums.owners[rank + 1] - sums.owners[rank]} of "
+                f"{len(sums.bounds) - 1} shards have {sums.expected(rank)}; take batches from "
+                "utils.data.DistributedBatchSampler"
+            )
+
+
+def _everyones_parts(
+    statistics: Statistics, sums: ShardSums, communicator: Communicator
+) -> list[list[Any]]:
+    """What every shard made of the buffers, in shard order."""
+    if not statistics.parts[0]:
+        return []
+    rows = [b"".join(part.tobytes() for part in parts) for parts in statistics.parts]
+    most = max(end - start for start, end in pairwise(sums.owners))
+    mine = np.zeros((most, len(rows[0])), np.uint8)
+    mine[: len(rows)] = [np.frombuffer(row, np.uint8) for row in rows]
+    everyones = np.empty((communicator.size, *mine.shape), np.uint8)
+    communicator.all_gather(everyones, mine, "running_statistics").wait()
+    found = []
+    for rank, (start, end) in enumerate(pairwise(sums.owners)):
+        for row in everyones[rank, : end - start]:
+            sizes = np.cumsum([part.nbytes for part in statistics.parts[0]])[:-1]
+            parts = zip(np.split(row, sizes), statistics.parts[0], strict=True)
+            found.append([raw.view(like.dtype).reshape(like.shape) for raw, like in parts])
+    return found
 
 
 def _check_same_module(module: Module, communicator: Communicator) -> None:

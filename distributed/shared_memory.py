@@ -24,9 +24,9 @@ from mpi4py import MPI
 
 from tensorlib.distributed.arena import Mapping, arena, peer
 from tensorlib.distributed.call import RECORD_BYTES
-from tensorlib.distributed.communicator import Requests
+from tensorlib.distributed.communicator import Fold, Requests
 from tensorlib.distributed.mpi import MPICommunicator
-from tensorlib.distributed.reduction import UFUNCS, Array, ReduceOp, divide
+from tensorlib.distributed.reduction import UFUNCS, Array, ReduceOp, copy_back, divide
 from tensorlib.distributed.work import Request
 
 _RING = 32  # calls whose headers may be under way at once
@@ -140,6 +140,21 @@ class SharedMemoryCommunicator(MPICommunicator):
         _fold(UFUNCS[op], divisor, rows, [out.reshape(-1)], 0, out.size)
         yield from self._meet()
 
+    def _fold(self, out: Array, rows: Array, counts: Sequence[int], combine: Fold) -> Requests:
+        flat = rows.reshape(-1)
+        everyones = yield from self._share(flat, count=[count * out.size for count in counts])
+        outs = yield from self._share(out, word=_STAGE)
+        start, end = (out.size * (self.rank + k) // self.size for k in (0, 1))
+        for i in range(start, end, _CHUNK):
+            j = min(i + _CHUNK, end)
+            result = combine(
+                [row for one in everyones for row in one.reshape(-1, out.size)[:, i:j]]
+            )
+            for one in outs:
+                one[i:j] = result
+        yield from self._meet()
+        copy_back(outs[self.rank], out)
+
     def _all_gather(self, packed: Array, array: Array) -> Requests:
         if array.size == 0:
             return
@@ -157,10 +172,17 @@ class SharedMemoryCommunicator(MPICommunicator):
 
     # Sharing
 
-    def _share(self, array: Array, really: bool = True) -> Everyones:
-        """Everyone's array of the same shape and dtype; valid until the next meeting.
+    def _share(
+        self,
+        array: Array,
+        really: bool = True,
+        count: Sequence[int] | None = None,
+        word: int = _PLACE,
+    ) -> Everyones:
+        """Everyone's array of the same dtype and shape; valid until the last meeting.
 
-        A rank that has nothing to show says so, and its entry must not be read.
+        A rank that has nothing to show says so, and its entry must not be read. ``count`` gives the
+        lengths of vectors that differ. Two sharings of one call announce in different words.
         """
         stage = None
         offset = arena().offset(array)
@@ -168,12 +190,13 @@ class SharedMemoryCommunicator(MPICommunicator):
             stage = arena().empty(array.shape, array.dtype)
             stage[...] = array
             offset = arena().offset(stage)
-        self._words[self.rank * _WORDS + _PLACE] = offset
+        self._words[self.rank * _WORDS + word] = offset
         yield from self._meet()
-        places = self._everyones(_PLACE)
+        places = self._everyones(word)
+        shapes = [array.shape] * self.size if count is None else count
         found = [
-            mapping.array(max(place, 0), array.shape, array.dtype)
-            for mapping, place in zip(self._mappings, places, strict=True)
+            mapping.array(max(place, 0), shape, array.dtype)
+            for mapping, place, shape in zip(self._mappings, places, shapes, strict=True)
         ]
         if stage is not None:
             found[self.rank] = stage  # which keeps its block

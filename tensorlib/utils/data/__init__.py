@@ -18,7 +18,7 @@ from tensorlib.utils.data.dataset import (
     TensorDataset,
     random_split,
 )
-from tensorlib.utils.data.distributed import DistributedSampler
+from tensorlib.utils.data.distributed import DistributedBatchSampler, DistributedSampler
 from tensorlib.utils.data.sampler import (
     BatchSampler,
     RandomSampler,
@@ -34,6 +34,7 @@ __all__ = [
     "ConcatDataset",
     "DataLoader",
     "Dataset",
+    "DistributedBatchSampler",
     "DistributedSampler",
     "IterableDataset",
     "RandomSampler",

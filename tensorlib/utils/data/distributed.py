@@ -94,3 +94,79 @@ class DistributedSampler(Sampler[int]):
     def set_epoch(self, epoch: int) -> None:
         """Gives the next iteration another order, the same on all ranks."""
         self.epoch = epoch
+
+
+class DistributedBatchSampler(Sampler[list[int]]):
+    """Gives each rank its part of every global batch: no sample twice, none left out.
+
+    A batch of n samples is divided into shards, shard s of V having its samples ``s·n // V`` to
+    ``(s+1)·n // V``, and rank r of W gets the shards ``r·V // W`` to ``(r+1)·V // W``, in order.
+    What a shard holds does not depend on the number of ranks. Parts may differ in length by one
+    sample per shard: `DistributedDataParallel` takes them into account with ``weight="samples"``
+    or ``logical_shards``. A rest of fewer samples than shards joins the batch before it, so that
+    no part is empty. Call ``set_epoch`` before each epoch, or every epoch has the same order.
+    """
+
+    def __init__(
+        self,
+        dataset: Sized,
+        batch_size: int,
+        logical_shards: int | None = None,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        """Takes the dataset.
+
+        Args:
+            dataset: The dataset.
+            batch_size: Samples of a global batch, all ranks together.
+            logical_shards: Shards of a batch, at least as many as ranks; one per rank by default.
+            num_replicas: The number of ranks; by default of the process group, or WORLD_SIZE.
+            rank: This rank; by default likewise, or RANK.
+            shuffle: Whether the order is random.
+            seed: Of the order; the same on all ranks.
+            drop_last: Leaves out a last batch that is smaller.
+
+        Raises:
+            ArgumentError: Fewer shards than ranks, or fewer samples than shards.
+            DistributedError: The ranks are not given and nowhere to be found.
+        """
+        order = DistributedSampler(dataset, num_replicas, rank, shuffle, seed)
+        shards = order.num_replicas if logical_shards is None else logical_shards
+        if not order.num_replicas <= shards <= batch_size or len(dataset) < shards:
+            raise ArgumentError(
+                f"DistributedBatchSampler: {order.num_replicas} ranks, {shards} shards, "
+                f"batch_size {batch_size} and {len(dataset)} samples; every rank needs a shard, "
+                "and every shard a sample"
+            )
+        self.dataset, self.batch_size, self.drop_last = dataset, batch_size, drop_last
+        self.logical_shards = shards
+        self.num_replicas, self.rank = order.num_replicas, order.rank
+        self.shuffle, self.seed, self.epoch = shuffle, seed, 0
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.dataset), self.batch_size)
+        if self.drop_last or rest == 0 or (whole and rest < self.logical_shards):
+            return whole
+        return whole + 1
+
+    def __iter__(self) -> Iterator[list[int]]:
+        samples = DistributedSampler(self.dataset, 1, 0, self.shuffle, self.seed)
+        samples.set_epoch(self.epoch)
+        order = list(samples)
+        batches = len(self)
+        first, last = ((self.rank + k) * self.logical_shards // self.num_replicas for k in (0, 1))
+        for batch in range(batches):
+            start = batch * self.batch_size
+            end = start + self.batch_size
+            if batch == batches - 1 and not self.drop_last:
+                end = len(order)
+            low, high = (shard * (end - start) // self.logical_shards for shard in (first, last))
+            yield order[start + low : start + high]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Gives the next iteration another order, the same on all ranks."""
+        self.epoch = epoch
