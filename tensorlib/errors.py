@@ -16,6 +16,7 @@ which catches ``RuntimeError`` or ``ValueError`` keeps working::
     ├── DistributedError           (RuntimeError)  process groups and collectives
     │   ├── CollectiveMismatchError                ranks called different collectives
     │   ├── CollectiveTimeoutError                 a rank did not arrive in time
+    │   ├── ReplicaError                           ranks have different parameters or buffers
     │   └── BackendUnavailableError                mpi4py, MPI or NCCL is not installed
     └── LaunchError                (RuntimeError)  tlrun: no MPI, no script, wrong options
 
@@ -75,6 +76,10 @@ class CollectiveMismatchError(DistributedError):
 
 class CollectiveTimeoutError(DistributedError):
     """A rank did not arrive at a collective in time."""
+
+
+class ReplicaError(DistributedError):
+    """The ranks' copies of a module are no longer the same."""
 
 
 class BackendUnavailableError(DistributedError):
