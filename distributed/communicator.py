@@ -244,6 +244,13 @@ class Communicator(ABC):
         """An uninitialised vector of the dtype of ``like``, where reducing it is fastest."""
         return np.empty_like(like, shape=count)
 
+    def shared(self, count: int, like: Array) -> Array | None:
+        """One vector of the dtype of ``like`` that all ranks have; None where none can be.
+
+        Every rank calls it, and keeps what it gets as long as any other does.
+        """
+        return np.empty_like(like, shape=count) if self.size == 1 else None
+
     def barrier(self, name: str = "barrier", numbers: tuple[int, ...] = ()) -> Work:
         """Done once every rank has called it with the same numbers: the headers do it all."""
         return self._collective(name, lambda: (), shape=numbers)

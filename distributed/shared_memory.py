@@ -106,6 +106,17 @@ class SharedMemoryCommunicator(MPICommunicator):
         """A vector that the peers can reduce in place."""
         return arena().empty(count, like.dtype)
 
+    def shared(self, count: int, like: Array) -> Array | None:
+        """One vector that all ranks have; it lies in rank 0's arena."""
+        place = np.zeros(1, np.int64)
+        if self.rank == 0:
+            block = self.empty(count, like)
+            place[0] = arena().offset(block)
+        self.broadcast(place, 0, "shared").wait()
+        if self.rank == 0:
+            return block
+        return self._mappings[0].array(int(place[0]), count, like.dtype)
+
     def split(self, color: int | None, key: int = 0) -> "MPICommunicator | None":
         """A group of the ranks with the same color, ordered by key."""
         self.barrier("split").wait()
