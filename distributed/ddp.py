@@ -8,7 +8,7 @@ Equal parameters, equal gradients and equal optimizers keep the replicas equal; 
 themselves are sent once, when the module is wrapped. ``buckets`` averages the gradients.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -23,6 +23,7 @@ from tensorlib.distributed.guard import check_replicas
 from tensorlib.distributed.objects import all_gather_object
 from tensorlib.distributed.process_group import Group, member, raw
 from tensorlib.distributed.shards import ShardSums, Statistics, shard_seed
+from tensorlib.distributed.tensors import tensors_in
 from tensorlib.errors import (
     ArgumentError,
     CollectiveMismatchError,
@@ -175,7 +176,7 @@ class DistributedDataParallel(Module):
             self._reducer.weigh(_weigh(self.weight, inputs, kwargs), syncs)
         output = self.module(*inputs, **kwargs)
         if syncs:
-            self._reducer.expect(list(_tensors_in(output)))
+            self._reducer.expect(list(tensors_in(output)))
         elif is_grad_enabled():
             self._reducer.active = False
         return output
@@ -274,7 +275,7 @@ class DistributedDataParallel(Module):
 def _weigh(weight: Weight, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
     if callable(weight):
         return float(weight(*inputs, **kwargs))
-    for tensor in _tensors_in([*inputs, kwargs]):
+    for tensor in tensors_in([*inputs, kwargs]):
         return float(len(tensor))
     raise ArgumentError('DistributedDataParallel: weight="samples" needs a tensor among the inputs')
 
@@ -357,18 +358,3 @@ def _broadcast(tensors: list[Tensor], communicator: Communicator) -> None:
         for tensor, array, part in zip(same, arrays, parts, strict=True):
             array[...] = part.reshape(array.shape)
             tensor._bump()
-
-
-def _tensors_in(output: Any) -> Iterator[Tensor]:
-    """The tensors of an output, however they are nested."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from _tensors_in(value)
-    elif isinstance(output, list | tuple | set):
-        for value in output:
-            yield from _tensors_in(value)
-    elif hasattr(output, "__dict__") and not isinstance(output, type):
-        for value in vars(output).values():
-            yield from _tensors_in(value)
