@@ -287,6 +287,7 @@ class Reducer:
                 return
             self._note("start", f"bucket {number}")
             work = self._reduce(bucket)
+            work.label = f"bucket {number} from {self._names[bucket.positions[0]]}"
             self._works.append(work)
             work.then(partial(self._note, "end", f"bucket {number}"))
 

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 
 from tensorlib.distributed.call import RECORD_BYTES, Call, check_agreement, name_ranks
+from tensorlib.distributed.lookout import Sighting
 from tensorlib.distributed.reduction import (
     Array,
     ReduceOp,
@@ -40,6 +41,7 @@ from tensorlib.errors import (
 Arrays = Any  # one per rank: a list, or an array with a leading dimension (size, ...)
 Requests = Iterable[Request]
 Fold = Callable[[list[Array]], Array]
+_SHOWN = 32  # ranks in a report
 
 
 @dataclass(frozen=True)
@@ -321,31 +323,45 @@ class Communicator(ABC):
     @abstractmethod
     def _recv(self, record: bytearray, array: Array, peer: int | None, tag: int) -> Requests: ...
 
-    def look_around(self, work: Work, announce: bool) -> None:
-        """Called now and then during a long wait: hear from the peers, raise if one has left."""
+    def wait_begins(self, work: Work) -> None:
+        """The main thread begins a wait that is not over at once."""
         return
 
-    def absent(self, work: Work) -> list[int]:
-        """World ranks that have not been heard to wait in the same call."""
-        return []
+    def wait_ends(self) -> None:
+        """It ends."""
+        return
+
+    def look_around(self, work: Work, waited_s: float) -> None:
+        """Called now and then during a long wait: raise if a peer has left."""
+        return
+
+    def sightings(self, work: Work) -> dict[int, Sighting]:
+        """Where the ranks of the group are, by world rank, as far as they can be asked."""
+        return {}
 
     # Checks
 
     def give_up(self, work: Work, limit_s: float) -> NoReturn:
         """Raise the report of a wait that took too long."""
         call, me = work.call, self.ranks[self.rank]
-        where = f"{call.name} on rank {me}"
-        if call.sequence:
-            where = f"{call.name} (call {call.sequence} of its group) on rank {me}"
-        if absent := self.absent(work):
-            told = f"{name_ranks(absent)} did not arrive"
-        elif work.arrived:
+        seen = self.sightings(work)
+        here = {r for r, s in seen.items() if s.group == self.ranks and s.sequence == call.sequence}
+        absent = [rank for rank in self.ranks if rank != me and rank not in here]
+        if work.arrived:
             told = "every rank arrived, but the transfer did not finish"
-        else:
+        elif not call.sequence:
             told = "the other side did not answer"
+        elif absent:
+            told = f"{name_ranks(absent)} did not arrive"
+        else:
+            told = "every rank waits in it, but it does not end"
+        where = f"{call.name}{f' (call {call.sequence} of its group)' if call.sequence else ''}"
+        lines = [f"\n  rank {rank} {seen[rank].text}" for rank in sorted(seen)[:_SHOWN]]
+        if len(seen) > _SHOWN:
+            lines.append(f"\n  and {len(seen) - _SHOWN} more")
         error = CollectiveTimeoutError(
-            f"{where}: waited {limit_s:g} s; {told}. Look at what those ranks are doing, or pass a "
-            "longer timeout to init_process_group"
+            f"{where} on rank {me}: waited {limit_s:g} s; {told}. Look at what those ranks are "
+            f"doing, or pass a longer timeout to init_process_group{''.join(lines)}"
         )
         if call.sequence:
             self._broken = error

@@ -7,6 +7,8 @@ as bytes; only reductions need MPI's types.
 Source: MPI 4.1, chapters 6.12 (non-blocking collectives) and 5 (derived datatypes).
 """
 
+import functools
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,10 +18,11 @@ import numpy as np
 from mpi4py import MPI
 from mpi4py.util.dtlib import to_numpy_dtype
 
-from tensorlib.distributed.call import RECORD_BYTES, Call
+from tensorlib.distributed.call import Call, name_ranks
 from tensorlib.distributed.communicator import Capabilities, Communicator, Requests
 from tensorlib.distributed.departure import departure
 from tensorlib.distributed.environment import forget_launcher
+from tensorlib.distributed.lookout import Lookout, Sighting
 from tensorlib.distributed.reduction import UFUNCS, Array, ReduceOp, divide, dtype_name
 from tensorlib.distributed.work import Steps, Work, is_busy
 from tensorlib.errors import (
@@ -28,6 +31,7 @@ from tensorlib.errors import (
     DistributedError,
 )
 
+_STOPPED_S = 2.0  # a wait this long tells of stopped ranks
 _LAST_MESSAGE_S = 3.0  # what a rank has sent before it ended may still be on its way
 
 
@@ -44,6 +48,7 @@ def connect(timeout_s: float, shared: bool | None = None) -> "MPICommunicator":
     if not departure.joined:
         departure.join(MPI.COMM_WORLD, timeout_s)
         forget_launcher()
+        _introduce(MPI.COMM_WORLD)
     comm = MPI.COMM_WORLD.Dup()
     if shared is not False:
         from tensorlib.distributed import shared_memory
@@ -56,6 +61,22 @@ def connect(timeout_s: float, shared: bool | None = None) -> "MPICommunicator":
                 'other\'s memory (another user or container); pass backend="mpi"'
             )
     return MPICommunicator(comm, timeout_s)
+
+
+@functools.cache
+def lookout() -> Lookout:
+    """This process's lookout."""
+    host = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
+    local = host.size == MPI.COMM_WORLD.size
+    host.Free()
+    return Lookout(local)
+
+
+def _introduce(world: MPI.Intracomm) -> None:
+    """Tell every rank how to ask the others."""
+    mine = lookout()
+    mine.secret = world.bcast(mine.secret)
+    mine.places = dict(enumerate(world.allgather(mine.place)))
 
 
 class MPICommunicator(Communicator):
@@ -73,8 +94,7 @@ class MPICommunicator(Communicator):
         ranks = MPI.Group.Translate_ranks(members, None, world)
         super().__init__(comm.rank, [int(rank) for rank in ranks], timeout_s)
         self._data, self._headers = comm, comm.Dup()
-        self._announcements: list[MPI.Request] = []
-        self._waiting: dict[int, Call] = {}  # by group rank: the call it was last heard to wait in
+        self._told_stopped: set[int] = set()
 
     def split(self, color: int | None, key: int = 0) -> "MPICommunicator | None":
         """A group of the ranks with the same color, ordered by key."""
@@ -155,19 +175,36 @@ class MPICommunicator(Communicator):
 
     # A long wait
 
-    def look_around(self, work: Work, announce: bool) -> None:
-        """Tell the peers where this rank waits, hear where they do, raise if one has left."""
-        if announce and work.call.sequence:
-            mine = work.call.pack()
-            others = [rank for rank in range(self.size) if rank != self.rank]
-            self._announcements = [r for r in self._announcements if not r.Test()]
-            self._announcements += [self._headers.Isend(mine, rank) for rank in others]
-        status, record = MPI.Status(), bytearray(RECORD_BYTES)
-        while message := self._headers.Improbe(status=status):
-            message.Recv(record)
-            self._waiting[status.Get_source()] = Call.unpack(record)
-        if not work.arrived:
-            self._check_left(work.call, 0.0 if work.call.sequence else _LAST_MESSAGE_S)
+    def wait_begins(self, work: Work) -> None:
+        """Let the lookout say so."""
+        lookout().wait_begins(work)
+
+    def wait_ends(self) -> None:
+        """Let the lookout say where the script is."""
+        lookout().wait_ends()
+
+    def look_around(self, work: Work, waited_s: float) -> None:
+        """Raise if a rank that is waited for has left, warn of one that is stopped."""
+        if work.arrived:
+            return
+        self._check_left(work.call, 0.0 if work.call.sequence else _LAST_MESSAGE_S)
+        if waited_s >= _STOPPED_S:
+            stopped = set(lookout().stopped(self.ranks)) - self._told_stopped
+            self._told_stopped |= stopped
+            if stopped:
+                print(
+                    f"tensorlib: rank {self.ranks[self.rank]} waits in {work.describe()}; "
+                    f"{name_ranks(sorted(stopped))} stopped by a signal",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+    def sightings(self, work: Work) -> dict[int, Sighting]:
+        """Where the ranks of the group are, by world rank."""
+        mine = self.ranks[self.rank]
+        lookout().given_up = work
+        seen = lookout().ask(rank for rank in self.ranks if rank != mine)
+        return {**seen, mine: lookout().sighting()}
 
     def _check_left(self, call: Call, grace_s: float) -> None:
         """Raise if a rank that has not come has ended its script, at least ``grace_s`` ago."""
@@ -177,13 +214,6 @@ class MPICommunicator(Communicator):
                     f"{call.name}: rank {rank} has ended its script, rank {self.ranks[self.rank]} "
                     "still waits for it; every rank must make the same calls"
                 )
-
-    def absent(self, work: Work) -> list[int]:
-        """World ranks that have not been heard to wait in the same call."""
-        if work.arrived or not work.call.sequence:
-            return []
-        here = {r for r, call in self._waiting.items() if call.sequence == work.call.sequence}
-        return [self.ranks[r] for r in range(self.size) if r != self.rank and r not in here]
 
 
 def _bytes(array: Array) -> Array:

@@ -52,12 +52,14 @@ class Work:
         call: what was called.
         communicator: where.
         arrived: True once every rank has been seen to call it too.
+        label: what it carries, for reports: "bucket 2 from conv1.weight".
         result: what the collective returned, if anything.
     """
 
     def __init__(self, communicator: "Communicator", call: Call, steps: Steps) -> None:
         self.call = call
         self.arrived = False
+        self.label = ""
         self.result: Any = None
         self.communicator = communicator
         self._steps = steps
@@ -65,6 +67,18 @@ class Work:
         self._error: BaseException | None = None
         self._done = False
         self._callbacks: list[Callable[[], None]] = []
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, as far as is known; moves nothing forward."""
+        return self._done
+
+    def describe(self) -> str:
+        """The call, as reports show it."""
+        call = self.call
+        count = f" (call {call.sequence} of its group)" if call.sequence else ""
+        payload = f" of {call.payload}" if call.dtype else ""
+        return f"{call.name}{payload}{count}{', ' + self.label if self.label else ''}"
 
     def then(self, callback: Callable[[], None]) -> "Work":
         """Have ``callback`` called once this has ended well: now, if it has."""
@@ -145,21 +159,23 @@ class Work:
         for _ in range(0 if self.communicator.crowded else _LOOKS):
             if self.is_completed():
                 return
+        self.communicator.wait_begins(self._blocker())
         start = time.monotonic()
-        # A slow wait is announced to the peers, so that a timeout can say who is missing.
-        look_s = announce_s = min(1.0, limit_s / 4)
-        while not self.is_completed():
-            waited_s = time.monotonic() - start
-            if waited_s >= limit_s:
-                self.communicator.give_up(self._blocker(), limit_s)
-            if waited_s >= look_s:
-                first = look_s == announce_s
-                self.communicator.look_around(self._blocker(), announce=first)
-                look_s = waited_s + 0.05
-            if waited_s < _SPIN_S:
-                os.sched_yield()
-            else:
-                time.sleep(_NAP_S)
+        look_s = min(1.0, limit_s / 4)
+        try:
+            while not self.is_completed():
+                waited_s = time.monotonic() - start
+                if waited_s >= limit_s:
+                    self.communicator.give_up(self._blocker(), limit_s)
+                if waited_s >= look_s:
+                    self.communicator.look_around(self._blocker(), waited_s)
+                    look_s = waited_s + 0.05
+                if waited_s < _SPIN_S:
+                    os.sched_yield()
+                else:
+                    time.sleep(_NAP_S)
+        finally:
+            self.communicator.wait_ends()
 
     def _blocker(self) -> "Work":
         """The collective that this one queues behind, or itself."""
