@@ -20,7 +20,7 @@ VLDB 2020, section 3.2.
 
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,9 +33,11 @@ from tensorlib.distributed.reduction import ReduceOp
 from tensorlib.distributed.shards import Rows, ShardSums
 from tensorlib.distributed.work import Work, progress
 from tensorlib.errors import DistributedError
+from tensorlib.futures import Future
 from tensorlib.nn import Parameter
 from tensorlib.tensor import Tensor
 
+Hook = Callable[[Any, "GradBucket"], Future]
 Trace = list[tuple[str, float]]
 
 
@@ -50,6 +52,7 @@ class Bucket:
     Attributes:
         pending: positions whose gradients are still missing in this backward.
         memory: the gradients.
+        starts: where in it each parameter's begins.
         rows: the sums over logical shards so far, while the shards of a batch run.
     """
 
@@ -63,6 +66,7 @@ class Bucket:
         self.parameters = tuple(parameters)
         self.pending: set[int] = set()
         ends = np.cumsum([parameter._array.size for parameter in parameters])
+        self.starts = [0, *ends[:-1].tolist()]
         self.memory = communicator.empty(int(ends[-1]), parameters[0]._array)
         self.memory[...] = 0
         self.rows: Rows | None = None
@@ -107,6 +111,75 @@ def assign_buckets(
     return full + list(filling.values())
 
 
+class GradBucket:
+    """A bucket, as a communication hook sees it.
+
+    Args:
+        index: its number.
+        count: how many there are.
+        bucket: what it shows.
+    """
+
+    def __init__(self, index: int, count: int, bucket: Bucket) -> None:
+        self._index, self._is_last, self._bucket = index, index == count - 1, bucket
+        self._buffer = wrap(bucket.memory)
+
+    def index(self) -> int:
+        """The number of the bucket; 0 is reduced first."""
+        return self._index
+
+    def is_last(self) -> bool:
+        """Whether no other follows in this backward."""
+        return self._is_last
+
+    def buffer(self) -> Tensor:
+        """All gradients, side by side: a vector. It may be written to."""
+        return self._buffer
+
+    def set_buffer(self, tensor: Tensor) -> None:
+        """Show another vector."""
+        self._buffer = tensor
+
+    def parameters(self) -> list[Parameter]:
+        """The parameters."""
+        return list(self._bucket.parameters)
+
+    def gradients(self) -> list[Tensor]:
+        """Their gradients, as views of the buffer."""
+        return [
+            self._buffer[start : start + p.numel()].view(p.shape)
+            for start, p in zip(self._bucket.starts, self._bucket.parameters, strict=True)
+        ]
+
+
+class _HookWork:
+    """What a hook has started; its result becomes the bucket's content."""
+
+    label = ""
+
+    def __init__(self, future: Future, bucket: GradBucket) -> None:
+        self._future = future.then(lambda done: self._keep(done.value(), bucket))
+
+    def _keep(self, value: Any, bucket: GradBucket) -> None:
+        result = value[0] if isinstance(value, list | tuple) else value
+        memory = bucket._bucket.memory
+        if not isinstance(result, Tensor) or result._array.size != memory.size:
+            raise DistributedError(
+                f"communication hook: its future has the value {result!r}; expected a tensor of "
+                f"{memory.size} gradients"
+            )
+        if not _same_memory(result._array, memory):
+            memory[...] = result._array.reshape(-1)
+
+    def wait(self) -> None:
+        """Wait for the result."""
+        self._future.wait()
+
+    def then(self, callback: Any) -> None:
+        """Call something once it is there."""
+        self._future.add_done_callback(lambda _: callback())
+
+
 class Reducer:
     """Averages the gradients of some parameters over the ranks during backward.
 
@@ -139,12 +212,13 @@ class Reducer:
         self._weights: tuple[float, Any, Work] | None = None
         self._weight = 0.0  # of the forwards since the last average
         self.shards: ShardSums | None = None  # while the shards of a batch run
+        self.hook: tuple[Any, Hook] | None = None  # a communication hook and its state
         self._running = False
         self._rebuilt = self._allow_unused  # what arrives may then differ from rank to rank
         self._arrived: list[int] = []
         self._unused: set[int] | None = None
         self._before: dict[int, Any] = {}  # gradients of unused parameters, as they were
-        self._works: list[Work] = []
+        self._works: list[Work | _HookWork] = []
         self._lay_out(range(len(self._parameters) - 1, -1, -1))
         for position, parameter in enumerate(self._parameters):
             parameter.register_post_accumulate_grad_hook(_weak_hook(self, position))
@@ -291,17 +365,33 @@ class Reducer:
             self._works.append(work)
             work.then(partial(self._note, "end", f"bucket {number}"))
 
-    def _reduce(self, bucket: Bucket) -> Work:
+    def _reduce(self, bucket: Bucket) -> "Work | _HookWork":
         """Start averaging a bucket over the ranks."""
         if self.shards is not None:
             assert bucket.rows is not None
             return self.shards.reduce(bucket.rows, bucket.memory)
+        if self.hook is not None:
+            return self._call_hook(*self.hook, bucket)
         if self._weights is None:
             return self._communicator.all_reduce(bucket.memory, ReduceOp.AVG)
         weight, total, work = self._weights
         work.wait()
         bucket.memory *= weight / total[0] if total[0] else 0.0
         return self._communicator.all_reduce(bucket.memory, ReduceOp.SUM)
+
+    def _call_hook(self, state: Any, hook: Hook, bucket: Bucket) -> "_HookWork":
+        # A hook may start collectives when its first ones end. Ranks would do so at different
+        # moments; only one bucket after the other keeps the order of calls the same on all.
+        if self._works:
+            self._works[-1].wait()
+        seen = GradBucket(len(self._works), len(self.buckets), bucket)
+        future = hook(state, seen)
+        if not isinstance(future, Future):
+            raise DistributedError(
+                f"communication hook: returned a {type(future).__name__}; return a Future of the "
+                "bucket's averaged gradients, such as Work.get_future() or its then(...)"
+            )
+        return _HookWork(future, seen)
 
     def _finish(self) -> None:
         """Backward has ended: complete and wait for every bucket."""

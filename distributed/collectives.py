@@ -253,6 +253,7 @@ def _finish(
     for tensor in written:
         tensor._bump()
     if async_op:
+        work.tensors = list(written)
         return work
     work.wait(timeout)
     return None

@@ -17,7 +17,7 @@ import numpy as np
 
 from tensorlib.autograd import is_grad_enabled
 from tensorlib.autograd.core import wrap
-from tensorlib.distributed.buckets import Reducer, Trace
+from tensorlib.distributed.buckets import Hook, Reducer, Trace
 from tensorlib.distributed.communicator import Communicator
 from tensorlib.distributed.guard import check_replicas
 from tensorlib.distributed.objects import all_gather_object
@@ -180,6 +180,28 @@ class DistributedDataParallel(Module):
         elif is_grad_enabled():
             self._reducer.active = False
         return output
+
+    def register_comm_hook(self, state: Any, hook: Hook) -> None:
+        """Have ``hook(state, bucket)`` average the gradients in place of an all-reduce.
+
+        ``distributed.algorithms.ddp_comm_hooks`` has hooks that send less.
+
+        Args:
+            state: is passed to the hook; the process group, or what a hook remembers.
+            hook: takes the state and a ``GradBucket``, starts its collectives (the same ones in the
+                same order on every rank) and returns a ``futures.Future`` of the averaged vector.
+
+        Raises:
+            ArgumentError: the hook cannot be called, or there is one, weights or shards already.
+        """
+        if not callable(hook):
+            raise ArgumentError(f"register_comm_hook: got {hook!r}; pass a function")
+        if self._reducer.hook or self.weight is not None or self.logical_shards is not None:
+            raise ArgumentError(
+                "register_comm_hook: the module has a hook, a weight or logical_shards already; "
+                "use one of them"
+            )
+        self._reducer.hook = (state, hook)
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:

@@ -21,6 +21,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tensorlib.distributed.call import Call
+from tensorlib.futures import Future
 
 if TYPE_CHECKING:
     from tensorlib.distributed.communicator import Communicator
@@ -54,12 +55,14 @@ class Work:
         arrived: True once every rank has been seen to call it too.
         label: what it carries, for reports: "bucket 2 from conv1.weight".
         result: what the collective returned, if anything.
+        tensors: what it writes, where tensors were given.
     """
 
     def __init__(self, communicator: "Communicator", call: Call, steps: Steps) -> None:
         self.call = call
         self.arrived = False
         self.label = ""
+        self.tensors: list[Any] = []
         self.result: Any = None
         self.communicator = communicator
         self._steps = steps
@@ -131,6 +134,13 @@ class Work:
         """The error it ended with, if any."""
         return self._error
 
+    def get_future(self) -> Future:
+        """A future of the list of tensors that it writes."""
+        future = Future(self.wait)
+        return_value = self.tensors
+        self.then(lambda: future.set_result(return_value))
+        return future
+
     def advance(self) -> bool:
         """Run as far as nothing has to be waited for; True once ended."""
         while not self._done:
@@ -186,8 +196,9 @@ class Work:
 def progress() -> None:
     """Move everything that is under way in this process forward, without waiting."""
     for communicator, queue in list(_collectives.items()):
-        while queue and queue[0].advance():
-            queue.popleft()
+        while queue and (work := queue[0]).advance():
+            if queue and queue[0] is work:  # else a callback came here first and has removed it
+                queue.popleft()
         if not queue:
             _collectives.pop(communicator, None)
     if _messages:

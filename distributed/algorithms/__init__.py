@@ -1,0 +1,1 @@
+"""Ways to send less or less often: communication hooks, model averaging, uneven inputs."""
