@@ -65,6 +65,7 @@ from tensorlib.distributed.process_group import (
     new_group,
 )
 from tensorlib.distributed.reduction import ReduceOp
+from tensorlib.distributed.timeline import Timeline
 from tensorlib.distributed.work import Work
 
 __all__ = [
@@ -73,6 +74,7 @@ __all__ = [
     "P2POp",
     "ProcessGroup",
     "ReduceOp",
+    "Timeline",
     "Work",
     "all_gather",
     "all_gather_into_tensor",
