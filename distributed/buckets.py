@@ -209,7 +209,8 @@ class Reducer:
         self.trace: Trace | None = None
         self.active = False  # whether the next backward is to be averaged
         # This rank's weight, the sum over the ranks, and the work that finds it; None: all equal.
-        self._weights: tuple[float, Any, Work] | None = None
+        self._weights: tuple[float, Any, Work | None] | None = None
+        self._joined = False  # whether this rank took part in the last round without a batch
         self._weight = 0.0  # of the forwards since the last average
         self.shards: ShardSums | None = None  # while the shards of a batch run
         self.hook: tuple[Any, Hook] | None = None  # a communication hook and its state
@@ -270,9 +271,16 @@ class Reducer:
 
     # A forward
 
-    def prepare(self) -> None:
-        """Before a forward: bring the buckets into the order of arrival, once."""
+    def prepare(self, joined: bool = False) -> None:
+        """Before a forward: bring the buckets into the order of arrival, once.
+
+        Args:
+            joined: this rank takes part in the others' steps, and may never have made one.
+        """
         self._running = False
+        if joined and not self._arrived and self._joined:
+            self._arrived = list(range(len(self._parameters)))
+        self._joined = joined
         if self._rebuilt or len(self._arrived) != len(self._parameters):
             return
         order = np.array(self._arrived, np.int64)
@@ -288,6 +296,24 @@ class Reducer:
             unused = {i for i, p in enumerate(self._parameters) if p not in reached}
             # One backward may come from several forwards.
             self._unused = unused if self._unused is None else self._unused & unused
+
+    def set_weights(self, weight: float, total: float) -> None:
+        """What this rank's gradients count, where the sum over the ranks is known."""
+        self._weights = weight, np.array([total]), None
+
+    def reduce_nothing(self) -> None:
+        """Take part in the reductions of a backward with gradients of zero."""
+        self._works = []
+        for bucket in self.buckets:
+            bucket.pending = set()
+            bucket.memory[...] = 0
+        self._start_full_buckets()
+        if self._allow_unused:
+            nothing = np.zeros(len(self._parameters), np.uint8)
+            self._communicator.all_reduce(nothing, ReduceOp.MAX).wait()
+        self._wait()
+        for parameter in self._parameters:
+            parameter.grad = wrap(parameter._grad_slot)
 
     def weigh(self, weight: float, syncs: bool) -> None:
         """Before a forward: add to what this rank's gradients count beside those of the others."""
@@ -375,7 +401,8 @@ class Reducer:
         if self._weights is None:
             return self._communicator.all_reduce(bucket.memory, ReduceOp.AVG)
         weight, total, work = self._weights
-        work.wait()
+        if work is not None:
+            work.wait()
         bucket.memory *= weight / total[0] if total[0] else 0.0
         return self._communicator.all_reduce(bucket.memory, ReduceOp.SUM)
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from tensorlib.autograd import is_grad_enabled
 from tensorlib.autograd.core import wrap
+from tensorlib.distributed.algorithms.join import Join, Joinable, JoinHook
 from tensorlib.distributed.buckets import Hook, Reducer, Trace
 from tensorlib.distributed.communicator import Communicator
 from tensorlib.distributed.guard import check_replicas
@@ -39,7 +40,7 @@ _MEBIBYTE = 1024 * 1024
 _FIRST_BUCKET_BYTES = _MEBIBYTE
 
 
-class DistributedDataParallel(Module):
+class DistributedDataParallel(Module, Joinable):
     """A module whose gradients are averaged over the ranks during backward.
 
     Every rank wraps the same module and calls forward and backward equally often. The mean is over
@@ -166,11 +167,15 @@ class DistributedDataParallel(Module):
         """The module's own output."""
         syncs = is_grad_enabled() and self.require_backward_grad_sync
         in_shards = self._reducer.shards is not None
+        source = 0
+        if syncs and self._joining is not None:
+            Join.notify_join_context(self)
+            source = self._weigh_active(self._joining, 1.0)
         if syncs and not in_shards:
             self._reducer.prepare()
         if self.broadcast_buffers and self.require_backward_grad_sync and not in_shards:
-            _broadcast(list(self.module.buffers()), self.process_group.communicator)
-        if syncs and not in_shards:
+            _broadcast(list(self.module.buffers()), self.process_group.communicator, source)
+        if syncs and not in_shards and self._joining is None:
             self._guard(self.broadcast_buffers)
         if self.weight is not None and is_grad_enabled() and not in_shards:
             self._reducer.weigh(_weigh(self.weight, inputs, kwargs), syncs)
@@ -214,6 +219,43 @@ class DistributedDataParallel(Module):
             yield
         finally:
             self.require_backward_grad_sync = before
+
+    def join(
+        self,
+        divide_by_initial_world_size: bool = True,
+        enable: bool = True,
+        throw_on_early_termination: bool = False,
+    ) -> Join:
+        """A context for a loop in which ranks may have different numbers of batches.
+
+        Args:
+            divide_by_initial_world_size: divide gradients by the number of ranks; False: by the
+                number of those that still have a batch.
+            enable: False: all ranks have equally many, do nothing.
+            throw_on_early_termination: raise on all ranks when one has no more.
+        """
+        return Join(
+            [self],
+            enable,
+            throw_on_early_termination,
+            divide_by_initial_world_size=divide_by_initial_world_size,
+        )
+
+    def join_hook(self, **kwargs: Any) -> JoinHook:
+        """What a rank without batches does in a round."""
+        self._divides_by_all = kwargs.get("divide_by_initial_world_size", True)
+        return _DDPJoinHook(self)
+
+    @property
+    def join_process_group(self) -> Any:
+        """The ranks."""
+        return self.process_group
+
+    def _weigh_active(self, join: Join, weight: float) -> int:
+        """Set what this rank counts in a round; the rank whose buffers count."""
+        if not self._divides_by_all:
+            self._reducer.set_weights(weight, float(join.active.sum()))
+        return join.source
 
     def _guard(self, with_buffers: bool) -> None:
         """Before every so many steps: have all ranks the same module?"""
@@ -294,6 +336,31 @@ class DistributedDataParallel(Module):
             generator.set_state(wrap(after))
 
 
+class _DDPJoinHook(JoinHook):
+    """Takes part in the collectives of a step, with gradients of zero.
+
+    Args:
+        ddp: the module.
+    """
+
+    def __init__(self, ddp: DistributedDataParallel) -> None:
+        self._ddp = ddp
+
+    def main_hook(self) -> None:
+        """The collectives of one forward and backward."""
+        ddp, reducer = self._ddp, self._ddp._reducer
+        reducer.prepare(joined=True)
+        source = ddp._weigh_active(self.join, 0.0)
+        if ddp.broadcast_buffers:
+            _broadcast(list(ddp.module.buffers()), ddp.process_group.communicator, source)
+        reducer.reduce_nothing()
+
+    def post_hook(self, is_last_joiner: bool) -> None:
+        """Take over the module of a rank that made every step."""
+        tensors = [*self._ddp.module.parameters(), *self._ddp.module.buffers()]
+        _broadcast(tensors, self._ddp.process_group.communicator, self.join.source)
+
+
 def _weigh(weight: Weight, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
     if callable(weight):
         return float(weight(*inputs, **kwargs))
@@ -363,8 +430,8 @@ def _describe(entries: list[tuple[str, str, tuple[int, ...], str, bool]], index:
     return f"{kind} {name} {dtype}{list(shape)}{frozen}"
 
 
-def _broadcast(tensors: list[Tensor], communicator: Communicator) -> None:
-    """Bring rank 0's values to all, those of one dtype in one message."""
+def _broadcast(tensors: list[Tensor], communicator: Communicator, root: int = 0) -> None:
+    """Bring the root's values to all, those of one dtype in one message."""
     if communicator.size == 1:
         return
     by_dtype: dict[Any, list[Tensor]] = {}
@@ -373,8 +440,8 @@ def _broadcast(tensors: list[Tensor], communicator: Communicator) -> None:
     for same in by_dtype.values():
         arrays = [raw(tensor, "DistributedDataParallel", communicator) for tensor in same]
         joined = np.concatenate([array.reshape(-1) for array in arrays])
-        communicator.broadcast(joined, 0).wait()
-        if communicator.rank == 0:
+        communicator.broadcast(joined, root).wait()
+        if communicator.rank == root:
             continue
         parts = np.split(joined, np.cumsum([array.size for array in arrays])[:-1])
         for tensor, array, part in zip(same, arrays, parts, strict=True):

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tensorlib.distributed.algorithms.join import Joinable, JoinHook
 from tensorlib.distributed.objects import broadcast_objects, gather_object
 from tensorlib.distributed.process_group import Group, member
 from tensorlib.errors import ArgumentError, DistributedError
@@ -24,7 +25,7 @@ from tensorlib.tensor import Tensor
 __all__ = ["ZeroRedundancyOptimizer"]
 
 
-class ZeroRedundancyOptimizer(Optimizer):
+class ZeroRedundancyOptimizer(Optimizer, Joinable):
     """Wraps an optimizer so that its state is divided among the ranks.
 
     The parameters and the averaged gradients must be the same on all ranks, as
@@ -255,3 +256,27 @@ class ZeroRedundancyOptimizer(Optimizer):
             {**group, "params": [number[p] for p in group["params"]]} for group in self.param_groups
         ]
         return {"state": dict(sorted(state.items())), "param_groups": groups}
+
+    def join_hook(self, **kwargs: Any) -> JoinHook:
+        """What a rank without batches does in a round: a step on the averaged gradients."""
+        return _ZeroJoinHook(self)
+
+    @property
+    def join_process_group(self) -> Any:
+        """The ranks."""
+        return self.process_group
+
+
+class _ZeroJoinHook(JoinHook):
+    """Updates this rank's parameters, as the others wait for them.
+
+    Args:
+        optimizer: the optimizer.
+    """
+
+    def __init__(self, optimizer: ZeroRedundancyOptimizer) -> None:
+        self._optimizer = optimizer
+
+    def main_hook(self) -> None:
+        """One step."""
+        self._optimizer.step()

@@ -1,0 +1,145 @@
+"""SyncBatchNorm: batch statistics over the batches of all ranks.
+
+Mean and variance are sums over samples; the ranks add theirs up, forward and backward. Ranks may
+have batches of different sizes, also empty ones.
+
+Source: Ioffe & Szegedy, Batch Normalization, ICML 2015.
+"""
+
+from typing import Any
+
+import tensorlib as tl
+from tensorlib.autograd import Function
+from tensorlib.distributed.process_group import Group, is_initialized, member
+from tensorlib.distributed.reduction import ReduceOp
+from tensorlib.errors import ArgumentError
+from tensorlib.nn import Module
+from tensorlib.nn.layers.norm import _BatchNorm
+from tensorlib.tensor import Tensor
+
+__all__ = ["SyncBatchNorm"]
+
+
+class _Sum(Function):
+    """The sum over the ranks; each rank's gradient is the sum of all ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, communicator: Any) -> Tensor:
+        ctx.communicator = communicator
+        return _summed(x, communicator)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return _Sum.apply(gradients[0], ctx.communicator), None
+
+
+def _summed(x: Tensor, communicator: Any) -> Tensor:
+    total = x.detach().clone()
+    communicator.all_reduce(total._array, ReduceOp.SUM).wait()
+    return total
+
+
+class SyncBatchNorm(_BatchNorm):
+    """Batch norm of (N, C, ...) with the statistics of all ranks' batches together.
+
+    In evaluation, or with one rank, it is ordinary batch norm.
+
+    Args:
+        num_features: C.
+        eps: as for ``BatchNorm2d``, as are the others.
+        momentum: the share of a batch in the running statistics; None for their plain mean.
+        affine: whether to scale and shift.
+        track_running_stats: whether to keep running statistics.
+        process_group: the ranks; None: all.
+        device: where parameters and statistics live.
+        dtype: their dtype.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: Group = None,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype
+        )
+        self.process_group = process_group
+
+    allowed_dims = (2, 3, 4, 5)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, *) -> (N, C, *)."""
+        if input.dim() < 2:
+            raise ArgumentError(f"expected at least 2D input (got {input.dim()}D input)")
+        group = member(self.process_group, "SyncBatchNorm") if is_initialized() else None
+        if group is None or group.size() == 1 or not (self.training or self.running_mean is None):
+            return super().forward(input)
+        communicator = group.communicator
+        dims = [d for d in range(input.dim()) if d != 1]
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        wide = input.float() if input.dtype in (tl.float16, tl.bfloat16) else input
+        count = tl.full((1,), input.numel() / input.shape[1], dtype=wide.dtype)
+        sums = _Sum.apply(tl.cat([wide.sum(dims), count]), communicator)
+        count = sums[-1].detach()
+        if float(count) <= 1:
+            raise ArgumentError(
+                "SyncBatchNorm: expected more than 1 value per channel on all ranks together when "
+                f"training, got {float(count):g}; use a larger batch"
+            )
+        centred = wide - (sums[:-1] / count).view(shape)
+        var = _Sum.apply((centred * centred).sum(dims), communicator) / count
+        out = centred * (var + self.eps).rsqrt().view(shape)
+        if self.weight is not None:
+            out = out * self.weight.view(shape)
+        if self.bias is not None:
+            out = out + self.bias.view(shape)
+        self._track(sums[:-1].detach() / count, var.detach() * (count / (count - 1)))
+        return out.to(input.dtype)
+
+    def _track(self, mean: Tensor, var: Tensor) -> None:
+        """Take the batch into the running statistics."""
+        if self.running_mean is None or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        momentum = self.momentum
+        if momentum is None:
+            momentum = 1.0 / float(self.num_batches_tracked)
+        with tl.no_grad():
+            for running, new in ((self.running_mean, mean), (self.running_var, var)):
+                running.add_(momentum * (new.to(running.dtype) - running))
+
+    @classmethod
+    def convert_sync_batchnorm(cls, module: Module, process_group: Group = None) -> Module:
+        """Replace every batch norm in a module by one of these, with its parameters and statistics.
+
+        Args:
+            module: the module; changed in place, unless it is a batch norm itself.
+            process_group: the ranks; None: all.
+
+        Returns:
+            The module, or what takes its place.
+        """
+        result = module
+        if isinstance(module, _BatchNorm) and not isinstance(module, cls):
+            made = cls(
+                module.num_features,
+                module.eps,
+                module.momentum,
+                module.affine,
+                module.track_running_stats,
+                process_group,
+            )
+            made._parameters.update(module._parameters)
+            made._buffers.update(module._buffers)
+            made.training = module.training
+            result = made
+        for name, child in module.named_children():
+            result.add_module(name, cls.convert_sync_batchnorm(child, process_group))
+        return result
