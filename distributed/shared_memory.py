@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from tensorlib.backend.fused import find
 from tensorlib.distributed.arena import Mapping, arena, peer
 from tensorlib.distributed.call import RECORD_BYTES
 from tensorlib.distributed.communicator import Fold, Requests
@@ -281,6 +282,9 @@ def _fold(
     ufunc: np.ufunc, divisor: int, inputs: list[Array], outs: list[Array], start: int, end: int
 ) -> None:
     """``outs = inputs[0] ∘ inputs[1] ∘ ... / divisor`` from start to end, in chunks."""
+    if ufunc is np.add and len(inputs) > 1 and (fused := find("add_peers", (inputs[0],))):
+        fused(inputs, outs, divisor, start, end)
+        return
     result = np.empty(min(_CHUNK, max(end - start, 0)), outs[0].dtype)
     with np.errstate(all="ignore"):
         for i in range(start, end, _CHUNK):

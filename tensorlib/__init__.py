@@ -15,6 +15,7 @@ from math import e, inf, nan, pi
 from typing import Any as _Any
 
 from . import autograd, backends, cuda, dtypes, errors
+from . import config as __config__
 from .autograd.anomaly import is_anomaly_enabled
 from .autograd.grad_mode import (
     enable_grad,
@@ -26,6 +27,7 @@ from .autograd.grad_mode import (
 )
 from .backend import default_device as get_default_device
 from .backend import set_default_device
+from .config import show_config
 from .device import device
 from .dtypes import (
     bfloat16,
@@ -76,6 +78,13 @@ from .legacy import (
     IntTensor,
     LongTensor,
     ShortTensor,
+)
+from .memory import (
+    empty_cache,
+    max_memory_allocated,
+    memory_allocated,
+    memory_reserved,
+    reset_peak_memory_stats,
 )
 from .ops.activation import relu
 from .ops.comparison import (
@@ -205,15 +214,12 @@ from .ops.reduction import (
     argmin,
     count_nonzero,
     cumsum,
-    log_softmax,
-    logsumexp,
     max,
     mean,
     min,
     nansum,
     norm,
     prod,
-    softmax,
     std,
     std_mean,
     sum,
@@ -240,6 +246,7 @@ from .ops.shaping import (
     unflatten,
     unsqueeze,
 )
+from .ops.softmax import log_softmax, logsumexp, softmax
 from .ops.sorting import argsort, bincount, searchsorted, sort, topk, unique
 from .ops.transcendental import (
     acos,
@@ -309,15 +316,20 @@ from .random import (
 )
 from .serialization import load, save
 from .tensor import Size, Tensor
-from .threads import get_num_threads, set_num_threads
+from .threads import (
+    get_num_interop_threads,
+    get_num_threads,
+    set_num_interop_threads,
+    set_num_threads,
+)
 
 # fmt: off
 __all__ = [
     "BFloat16Tensor", "BoolTensor", "ByteTensor", "CharTensor", "DoubleTensor", "FloatTensor",
     "Generator", "HalfTensor", "IntTensor", "LongTensor", "ShortTensor", "Size", "Tensor",
-    "__version__", "abs", "absolute", "acos", "acosh", "add", "addcdiv", "addcmul", "addmm",
-    "addmv", "all", "allclose", "amax", "amin", "aminmax", "angle", "any", "arange", "arccos",
-    "arccosh", "arcsin", "arcsinh", "arctan", "arctan2", "arctanh",
+    "__config__", "__version__", "abs", "absolute", "acos", "acosh", "add", "addcdiv",
+    "addcmul", "addmm", "addmv", "all", "allclose", "amax", "amin", "aminmax", "angle", "any",
+    "arange", "arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctan2", "arctanh",
     "are_deterministic_algorithms_enabled", "argmax", "argmin", "argsort", "argwhere",
     "as_tensor", "asarray", "asin", "asinh", "atan", "atan2", "atanh", "autograd", "backends",
     "baddbmm", "bernoulli", "bfloat16", "bincount", "bitwise_and", "bitwise_left_shift",
@@ -326,38 +338,40 @@ __all__ = [
     "ceil", "cfloat", "channels_last", "channels_last_3d", "chunk", "clamp", "clamp_max",
     "clamp_min", "clip", "clone", "compile", "complex", "complex64", "complex128", "concat",
     "concatenate", "conj", "conj_physical", "constant_pad_nd", "contiguous_format", "cos",
-    "cosh", "count_nonzero", "cuda", "cumsum", "default_generator", "detach", "device",
-    "diag", "diagonal", "digamma", "div", "divide", "dot", "double", "dtype", "dtypes", "e",
-    "einsum", "empty", "empty_like", "enable_grad", "eq", "equal", "erf", "erfc", "erfinv",
+    "cosh", "count_nonzero", "cuda", "cumsum", "default_generator", "detach", "device", "diag",
+    "diagonal", "digamma", "div", "divide", "dot", "double", "dtype", "dtypes", "e", "einsum",
+    "empty", "empty_cache", "empty_like", "enable_grad", "eq", "equal", "erf", "erfc", "erfinv",
     "errors", "exp", "exp2", "expm1", "eye", "finfo", "fix", "flatten", "flip", "float",
     "float16", "float32", "float64", "floor", "floor_divide", "fmod", "frac", "from_dlpack",
     "from_numpy", "frombuffer", "full", "full_like", "gather", "ge", "get_default_device",
-    "get_default_dtype", "get_device", "get_num_threads", "get_rng_state", "greater",
-    "greater_equal", "gt", "half", "hstack", "iinfo", "imag", "index_add", "index_copy",
-    "index_fill", "index_put", "index_select", "inf", "inference_mode", "initial_seed", "int",
-    "int8", "int16", "int32", "int64", "is_anomaly_enabled", "is_complex",
-    "is_floating_point", "is_grad_enabled", "is_inference_mode_enabled", "is_nonzero",
-    "is_signed", "is_tensor", "isclose", "isfinite", "isinf", "isnan", "layout", "le", "lerp",
-    "less", "less_equal", "lgamma", "linspace", "load", "log", "log1p", "log2", "log10",
-    "log_softmax", "logaddexp", "logical_and", "logical_not", "logical_or", "logical_xor",
-    "logit", "logspace", "logsumexp", "long", "lt", "manual_seed", "masked_fill",
-    "masked_select", "matmul", "max", "maximum", "mean", "memory_format", "meshgrid", "min",
-    "minimum", "mm", "moveaxis", "movedim", "mul", "multinomial", "multiply", "mv", "nan",
-    "nan_to_num", "nansum", "narrow", "ne", "neg", "negative", "nn", "no_grad", "nonzero",
-    "norm", "normal", "not_equal", "numel", "ones", "ones_like", "optim", "outer", "permute",
-    "pi", "pow", "preserve_format", "prod", "promote_types", "rand", "rand_like", "randint",
-    "randint_like", "randn", "randn_like", "randperm", "ravel", "real", "reciprocal", "relu",
-    "remainder", "repeat_interleave", "reshape", "result_type", "roll", "round", "row_stack",
-    "rsqrt", "rsub", "save", "scalar_tensor", "scatter", "scatter_add", "searchsorted",
-    "seed", "select", "set_default_device", "set_default_dtype", "set_grad_enabled",
-    "set_num_threads", "set_printoptions", "set_rng_state", "sgn", "short", "sigmoid", "sign",
+    "get_default_dtype", "get_device", "get_num_interop_threads", "get_num_threads",
+    "get_rng_state", "greater", "greater_equal", "gt", "half", "hstack", "iinfo", "imag",
+    "index_add", "index_copy", "index_fill", "index_put", "index_select", "inf",
+    "inference_mode", "initial_seed", "int", "int8", "int16", "int32", "int64",
+    "is_anomaly_enabled", "is_complex", "is_floating_point", "is_grad_enabled",
+    "is_inference_mode_enabled", "is_nonzero", "is_signed", "is_tensor", "isclose", "isfinite",
+    "isinf", "isnan", "layout", "le", "lerp", "less", "less_equal", "lgamma", "linspace",
+    "load", "log", "log1p", "log2", "log10", "log_softmax", "logaddexp", "logical_and",
+    "logical_not", "logical_or", "logical_xor", "logit", "logspace", "logsumexp", "long", "lt",
+    "manual_seed", "masked_fill", "masked_select", "matmul", "max", "max_memory_allocated",
+    "maximum", "mean", "memory_allocated", "memory_format", "memory_reserved", "meshgrid",
+    "min", "minimum", "mm", "moveaxis", "movedim", "mul", "multinomial", "multiply", "mv",
+    "nan", "nan_to_num", "nansum", "narrow", "ne", "neg", "negative", "nn", "no_grad",
+    "nonzero", "norm", "normal", "not_equal", "numel", "ones", "ones_like", "optim", "outer",
+    "permute", "pi", "pow", "preserve_format", "prod", "promote_types", "rand", "rand_like",
+    "randint", "randint_like", "randn", "randn_like", "randperm", "ravel", "real", "reciprocal",
+    "relu", "remainder", "repeat_interleave", "reset_peak_memory_stats", "reshape",
+    "result_type", "roll", "round", "row_stack", "rsqrt", "rsub", "save", "scalar_tensor",
+    "scatter", "scatter_add", "searchsorted", "seed", "select", "set_default_device",
+    "set_default_dtype", "set_grad_enabled", "set_num_interop_threads", "set_num_threads",
+    "set_printoptions", "set_rng_state", "sgn", "short", "show_config", "sigmoid", "sign",
     "sin", "sinh", "softmax", "sort", "split", "sqrt", "square", "squeeze", "stack", "std",
     "std_mean", "strided", "sub", "subtract", "sum", "swapaxes", "swapdims", "t", "take",
     "take_along_dim", "tan", "tanh", "tensor", "tensor_split", "tensordot", "tile", "topk",
     "trace", "transpose", "tril", "tril_indices", "triu", "triu_indices", "true_divide",
     "trunc", "uint8", "uint16", "uint32", "uint64", "unbind", "unflatten", "unique",
-    "unsqueeze", "use_deterministic_algorithms", "utils", "var", "var_mean", "vstack",
-    "where", "zeros", "zeros_like",
+    "unsqueeze", "use_deterministic_algorithms", "utils", "var", "var_mean", "vstack", "where",
+    "zeros", "zeros_like",
 ]
 # fmt: on
 
@@ -391,6 +405,10 @@ def __getattr__(name: str) -> _Any:
         return importlib.import_module(f"tensorlib.{name}")
     raise AttributeError(f"module 'tensorlib' has no attribute {name!r}")
 
+
+from .backend.memory import install as _install_memory  # noqa: E402
+
+_install_memory(compile=False)  # before the first array
 
 from . import nn, optim, utils  # noqa: E402  (they use the names above)
 from .ops.creation import tensor  # noqa: E402  (after the module of the same name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tensorlib.optim.optimizer import Array, Group, Optimizer, Params, require, zeros_like
+from tensorlib.optim.optimizer import Array, Group, Optimizer, Params, require, signed, zeros_like
 
 
 class Adadelta(Optimizer):
@@ -69,6 +69,11 @@ class Adadelta(Optimizer):
     def init_state(self, p: Array, group: Group) -> dict[str, Array]:
         """The mean squares of gradients and of steps."""
         return {"square_avg": zeros_like(p), "acc_delta": zeros_like(p)}
+
+    def fused(self, group: Group) -> tuple[str, tuple[str, ...], list[float]]:
+        """The kernel that does it in one pass."""
+        options = [*signed(group), float(group["lr"]), group["rho"], group["eps"]]
+        return "adadelta", ("square_avg", "acc_delta"), options
 
     def update(
         self, xp: Any, p: Array, g: Array, state: dict[str, Array], group: Group, step: int

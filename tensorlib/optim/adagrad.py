@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tensorlib.optim.optimizer import Array, Group, Optimizer, Params, require, zeros_like
+from tensorlib.optim.optimizer import Array, Group, Optimizer, Params, require, signed, zeros_like
 
 
 class Adagrad(Optimizer):
@@ -83,6 +83,11 @@ class Adagrad(Optimizer):
         start = group["initial_accumulator_value"]
         total[...] = complex(start, start) if p.dtype.kind == "c" else start
         return {"sum": total}
+
+    def fused(self, group: Group) -> tuple[str, tuple[str, ...], list[float]]:
+        """The kernel that does it in one pass."""
+        options = [*signed(group), float(group["lr"]), group["lr_decay"], group["eps"]]
+        return "adagrad", ("sum",), options
 
     def update(
         self, xp: Any, p: Array, g: Array, state: dict[str, Array], group: Group, step: int

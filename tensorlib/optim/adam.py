@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import sqrt
 from typing import Any
 
-from tensorlib.optim.optimizer import Array, Group, Optimizer, Params, require, zeros_like
+from tensorlib.optim.optimizer import Array, Group, Optimizer, Params, require, signed, zeros_like
 
 
 class Adam(Optimizer):
@@ -84,6 +84,14 @@ class Adam(Optimizer):
         """The means of the gradient and of its square, and their maximum for amsgrad."""
         names = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
         return {name: zeros_like(p) for name in names}
+
+    def fused(self, group: Group) -> tuple[str, tuple[str, ...], list[float]]:
+        """The kernel that does it in one pass."""
+        decay = group["weight_decay"] if group["decoupled_weight_decay"] else 0.0
+        options = [*signed(group), float(group["lr"]), *group["betas"], group["eps"], float(decay)]
+        if group["amsgrad"]:
+            return "adam_amsgrad", ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"), options
+        return "adam", ("exp_avg", "exp_avg_sq"), options
 
     def update(
         self, xp: Any, p: Array, g: Array, state: dict[str, Array], group: Group, step: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tensorlib.optim.optimizer import Array, Group, Optimizer, Params, require, zeros_like
+from tensorlib.optim.optimizer import Array, Group, Optimizer, Params, require, signed, zeros_like
 
 
 class RMSprop(Optimizer):
@@ -82,6 +82,20 @@ class RMSprop(Optimizer):
         if group["centered"]:
             names.append("grad_avg")
         return {name: zeros_like(p) for name in names}
+
+    def fused(self, group: Group) -> tuple[str, tuple[str, ...], list[float]]:
+        """The kernel that does it in one pass."""
+        momentum, centered = group["momentum"], group["centered"]
+        options = [*signed(group), float(group["lr"]), group["alpha"], group["eps"], momentum]
+        rule, names = "rmsprop", ["square_avg"]
+        if centered:
+            rule += "_centered"
+        if momentum > 0:
+            rule += "_momentum"
+            names.append("momentum_buffer")
+        if centered:
+            names.append("grad_avg")
+        return rule, tuple(names), options
 
     def update(
         self, xp: Any, p: Array, g: Array, state: dict[str, Array], group: Group, step: int

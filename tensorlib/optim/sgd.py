@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tensorlib.optim.optimizer import Array, Group, Optimizer, Params, require, zeros_like
+from tensorlib.optim.optimizer import Array, Group, Optimizer, Params, require, signed, zeros_like
 
 
 class SGD(Optimizer):
@@ -78,6 +78,14 @@ class SGD(Optimizer):
     def init_state(self, p: Array, group: Group) -> dict[str, Array]:
         """A momentum buffer, if there is momentum."""
         return {"momentum_buffer": zeros_like(p)} if group["momentum"] else {}
+
+    def fused(self, group: Group) -> tuple[str, tuple[str, ...], list[float]]:
+        """The kernel that does it in one pass."""
+        options = [*signed(group), float(group["lr"])]
+        if not group["momentum"]:
+            return "sgd", (), options
+        options += [group["momentum"], 1 - group["dampening"], group["nesterov"]]
+        return "sgd_momentum", ("momentum_buffer",), options
 
     def update(
         self, xp: Any, p: Array, g: Array, state: dict[str, Array], group: Group, step: int

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import os
 import re
 import sys
@@ -35,6 +34,8 @@ _IMPORTS = re.compile(r"^\s*from \.(\w*) import (.+)$", re.MULTILINE)
 @functools.cache
 def machine_key() -> str:
     """A hash of the compilers' versions and the CPU."""
+    import importlib.metadata
+
     import llvmlite
     import llvmlite.binding as llvm
 
@@ -66,9 +67,19 @@ def source_key(source: str) -> str:
 @functools.cache
 def directory() -> Path | None:
     """The directory of this machine's kernels; None where none can be written or trusted."""
+    return _folder(f"kernels-{machine_key()}")
+
+
+@functools.cache
+def portable_directory() -> Path | None:
+    """The directory of code that runs on any CPU of this kind."""
+    return _folder(f"code-{os.uname().sysname}-{os.uname().machine}".lower())
+
+
+def _folder(name: str) -> Path | None:
     base = os.environ.get("TENSORLIB_CACHE_DIR")
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    path = (Path(base) if base else Path(home) / "tensorlib") / f"kernels-{machine_key()}"
+    path = (Path(base) if base else Path(home) / "tensorlib") / name
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.stat()
@@ -79,15 +90,24 @@ def directory() -> Path | None:
     return path
 
 
-def load_or_make(name: str, source: str, make: Callable[[], bytes]) -> bytes:
+def load(name: str, source: str, portable: bool = False) -> bytes | None:
+    """The code `name` from the cache, if it is there; the arguments are those of `load_or_make`."""
+    folder = portable_directory() if portable else directory()
+    return None if folder is None else _read(folder / f"{name}-{source_key(source)}.o")
+
+
+def load_or_make(
+    name: str, source: str, make: Callable[[], bytes], portable: bool = False
+) -> bytes:
     """The code `name` from the cache; else what `make` returns, which is then kept.
 
     Args:
         name: The kernel's name and floating type.
         source: The path of the file that defines it.
         make: Compiles it.
+        portable: It runs on any CPU of this kind, and does not depend on the compilers' versions.
     """
-    folder = directory()
+    folder = portable_directory() if portable else directory()
     if folder is None:
         return make()
     path = folder / f"{name}-{source_key(source)}.o"

@@ -28,7 +28,8 @@ The signature names the arguments and their types:
 An argument that does not fit raises, before anything runs. A kernel allocates nothing, raises
 nothing and holds no lock, so that several threads can run it at once; the call releases the
 interpreter lock. Constants in the body must have the floating type (``real(0.5)``): a plain 0.5 is
-a double and would widen the expression.
+a double and would widen the expression. Indices are used as they are: a negative one does not
+count from the end.
 
 The machine code is kept on disk, under a hash of the sources, the CPU and the compilers; with it
 Numba is not even imported, and a kernel is ready in a millisecond. A kernel's file may use other
@@ -39,6 +40,7 @@ would not see them change.
 from __future__ import annotations
 
 import ctypes
+import inspect
 import re
 import threading
 from collections.abc import Callable
@@ -113,6 +115,9 @@ class Kernel:
         places = [i for i in arrays if self.arguments[i].type == "real"]
         self.decides = places[0] if places else None
         self.entries: dict[np.dtype[Any], Callable[..., int]] = {}
+        # Remembered from now on: the file may be edited while this process runs the old text.
+        self._source = inspect.unwrap(make).__code__.co_filename
+        cache.source_key(self._source)
 
     def __call__(self, *args: Any) -> None:
         """Run on arrays and numbers, as the signature says.
@@ -136,12 +141,15 @@ class Kernel:
             )
         with _lock:
             if real not in self.entries:
+                from .. import memory
                 from . import machine
 
+                memory.install()
                 symbol = f"tensorlib_{self.name}_{real.char}"
                 machine.link(self.links)
-                source = self.make.__code__.co_filename
-                code = cache.load_or_make(symbol, source, lambda: machine.build(self, symbol, real))
+                code = cache.load_or_make(
+                    symbol, self._source, lambda: machine.build(self, symbol, real)
+                )
                 kinds = [a.ctype(real) for a in self.arguments]
                 prototype = ctypes.CFUNCTYPE(ctypes.c_int64, *kinds)
                 self.entries[real] = prototype(machine.load(symbol, code))
@@ -177,6 +185,12 @@ def inline(function: Callable[..., Any], fastmath: frozenset[str] = FAST) -> Any
     """A helper for kernel bodies, compiled into its callers."""
     import numba
 
+    # Nobody calls it from Python or C.
+    options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     return numba.njit(
-        forceinline=True, error_model="numpy", boundscheck=False, fastmath=set(fastmath)
+        forceinline=True,
+        error_model="numpy",
+        boundscheck=False,
+        fastmath=set(fastmath),
+        **options,
     )(function)

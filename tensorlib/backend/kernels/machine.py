@@ -7,10 +7,12 @@ Python takes a microsecond.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import llvmlite.binding as llvm
@@ -81,27 +83,84 @@ def build(kernel: Kernel, symbol: str, real: np.dtype[Any]) -> bytes:
     body = numba.njit(**options, fastmath=set(kernel.fastmath))(kernel.make(real.type))
     scalar = {"int": types.int64, "real": numba.from_dtype(real), "float": types.float64}
     kinds = [types.voidptr if a.ndim is not None else scalar[a.type] for a in kernel.arguments]
-    entry = numba.cfunc(types.int64(*kinds), **options)(_entry(kernel.arguments, body, real))
+    with _as_they_are():
+        entry = numba.cfunc(types.int64(*kinds), **options)(_entry(kernel.arguments, body, real))
+    return _emit(entry, symbol, f"kernel {kernel.name}")
+
+
+def build_plain(function: Any, name: str, arguments: int) -> bytes:
+    """Compile a function of so many 64-bit integers that returns one: instructions alone.
+
+    They run at any address, on any CPU of this kind, and refer to nothing outside.
+    """
+    import numba
+    from numba import types
+
+    kind = types.int64(*[types.int64] * arguments)
+    with _as_they_are():
+        entry = numba.cfunc(kind, error_model="numpy")(function)
+    target = llvm.Target.from_default_triple().create_target_machine(
+        opt=3, reloc="pic", codemodel="small"
+    )
+    code = _emit(entry, f"tensorlib_{name}", name, target)
+    found = llvm.ObjectFileRef.from_data(code).sections()
+    sections = {section.name().decode(): section.data() for section in found if section.name()}
+    if any(part.startswith((".rela.text", ".rodata", ".data")) for part in sections):
+        raise TensorlibError(f"{name}: its code refers to something outside of itself")
+    return bytes(sections[".text"])
+
+
+def _emit(entry: Any, symbol: str, subject: str, target: Any = None) -> bytes:
+    """An object file with the code of one function for C, and nothing else visible."""
     text = entry.inspect_llvm().replace(entry.native_name, symbol)
+    if target is not None:  # its instructions stand alone: the entry must be the whole of them
+        text = text.replace("{ noinline }", "{ alwaysinline }")
     module = llvm.parse_assembly(text)
     for function in module.functions:
         if not function.is_declaration and function.name != symbol:
             function.linkage = "internal"
-    _optimize(module)
+    _optimize(module, target or _target())
     unknown = [f.name for f in module.functions if f.is_declaration and not _KNOWN.match(f.name)]
     if unknown:
         raise TensorlibError(
-            f"kernel {kernel.name}: its body calls {', '.join(unknown)}, which machine code on its "
+            f"{subject}: its body calls {', '.join(unknown)}, which machine code on its "
             "own cannot; a kernel allocates nothing and raises nothing"
         )
-    return bytes(_target().emit_object(module))
+    return bytes((target or _target()).emit_object(module))
 
 
-def _optimize(module: llvm.ModuleRef) -> None:
+@contextlib.contextmanager
+def _as_they_are() -> Iterator[None]:
+    """Within it, Numba compiles functions, and the indices in them, as they are.
+
+    To it a negative one counts from the end, and an index that may be negative for all it knows
+    turns a vector's load into a gather. Nor does it optimize each helper by itself: `_optimize`
+    does that once for all together. Nobody else compiles meanwhile: this thread has the lock.
+    """
+    from numba.core.codegen import CPUCodeLibrary
+    from numba.core.compiler_lock import global_compiler_lock
+    from numba.core.types import uintp
+    from numba.np import arrayobj
+
+    def as_it_is(context: Any, builder: Any, kind: Any, index: Any, size: Any) -> Any:
+        return context.cast(builder, index, kind, uintp)
+
+    library: Any = CPUCodeLibrary
+    with global_compiler_lock:
+        before = arrayobj.fix_integer_index, library._optimize_final_module
+        arrayobj.fix_integer_index = as_it_is
+        library._optimize_final_module = lambda self: None
+        try:
+            yield
+        finally:
+            arrayobj.fix_integer_index, library._optimize_final_module = before
+
+
+def _optimize(module: llvm.ModuleRef, target: llvm.TargetMachine) -> None:
     """Join the entry with its body, which leaves the code for Python's errors without a caller."""
     options = llvm.create_pipeline_tuning_options(speed_level=3)
     options.loop_vectorization = options.slp_vectorization = True
-    builder = llvm.create_pass_builder(_target(), options)
+    builder = llvm.create_pass_builder(target, options)
     builder.getModulePassManager().run(module, builder)
 
 
