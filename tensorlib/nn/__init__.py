@@ -12,6 +12,8 @@
 ==============  ================================================================================
 """
 
+from typing import Any
+
 from tensorlib.nn import functional as functional
 from tensorlib.nn import init as init
 from tensorlib.nn import parallel as parallel
@@ -37,6 +39,7 @@ from tensorlib.nn.layers.activation import (
     Softplus,
     Tanh,
 )
+from tensorlib.nn.layers.attention import MultiheadAttention
 from tensorlib.nn.layers.conv import Conv1d, Conv2d
 from tensorlib.nn.layers.dropout import Dropout, Dropout2d
 from tensorlib.nn.layers.embedding import Embedding
@@ -61,13 +64,33 @@ from tensorlib.nn.layers.pooling import (
     MaxPool1d,
     MaxPool2d,
 )
+from tensorlib.nn.layers.rnn import (
+    GRU,
+    LSTM,
+    RNN,
+    GRUCell,
+    LSTMCell,
+    RNNBase,
+    RNNCell,
+    RNNCellBase,
+)
 from tensorlib.nn.layers.shape import Flatten, Unflatten
+from tensorlib.nn.layers.transformer import (
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
 from tensorlib.nn.module import Module
 from tensorlib.nn.parameter import Buffer, Parameter
 
 __all__ = [
     "ELU",
     "GELU",
+    "GRU",
+    "LSTM",
+    "RNN",
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
     "AvgPool1d",
@@ -84,12 +107,14 @@ __all__ = [
     "Dropout2d",
     "Embedding",
     "Flatten",
+    "GRUCell",
     "GroupNorm",
     "Hardtanh",
     "HuberLoss",
     "Identity",
     "KLDivLoss",
     "L1Loss",
+    "LSTMCell",
     "LayerNorm",
     "LeakyReLU",
     "Linear",
@@ -100,11 +125,15 @@ __all__ = [
     "Module",
     "ModuleDict",
     "ModuleList",
+    "MultiheadAttention",
     "NLLLoss",
     "Parameter",
     "ParameterDict",
     "ParameterList",
     "RMSNorm",
+    "RNNBase",
+    "RNNCell",
+    "RNNCellBase",
     "ReLU",
     "ReLU6",
     "Sequential",
@@ -114,9 +143,23 @@ __all__ = [
     "Softmax",
     "Softplus",
     "Tanh",
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
     "Unflatten",
     "functional",
     "init",
     "parallel",
     "utils",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """SyncBatchNorm needs ranks; it lives in `tensorlib.distributed`, loaded when asked for."""
+    if name == "SyncBatchNorm":
+        from tensorlib.distributed.sync_batch_norm import SyncBatchNorm
+
+        return SyncBatchNorm
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,7 @@ import pytest
 
 import tensorlib as tl
 from tensorlib.autograd import gradcheck, gradgradcheck
+from tensorlib.backend import fused
 from tensorlib.errors import ArgumentError, ShapeError
 from tensorlib.nn.functional import adaptive, pooling
 
@@ -357,3 +358,44 @@ def test_more_elements_in_a_window_than_a_byte_counts():
 def test_errors_name_what_does_not_fit(error, words, call):
     with pytest.raises(error, match=words):
         call()
+
+
+# Rows that the kernels cut into pieces, values that they must not lose, and both floating types.
+@pytest.mark.parametrize("sizes", [(53,), (5, 40), (34, 17), (3, 4, 35)])
+@pytest.mark.parametrize(
+    "kernel, stride, padding, dilation, ceil_mode",
+    [(2, 2, 0, 1, False), (3, 1, 1, 1, False), (3, 2, 1, 1, True), (2, 3, 1, 2, False)],
+)
+def test_wide_rows_as_the_plain_expression(sizes, kernel, stride, padding, dilation, ceil_mode):
+    n = len(sizes)
+    for dtype in (np.float32, np.float64):
+        x = draw(2, 3, *sizes, dtype=dtype)
+        x[0][np.random.random(x[0].shape) < 0.1] = math.nan
+        x[1][np.random.random(x[1].shape) < 0.5] = -math.inf
+        calls = [("max_pool", x, (kernel, stride, padding, dilation, ceil_mode, True))]
+        if dilation == 1:
+            finite = np.nan_to_num(x, neginf=0)
+            calls.append(("avg_pool", finite, (kernel, stride, padding, ceil_mode)))
+        for name, array, options in calls:
+            found = run(f"{name}{n}d", array, options)
+            with fused.plain():
+                expected = run(f"{name}{n}d", array, options)
+            for f, e in zip(found, expected, strict=True):
+                np.testing.assert_allclose(f, e, rtol=1e-5, atol=1e-5, strict=True)
+
+
+def run(name, array, options):
+    """Results and the input's gradient, from a transposed view."""
+    x = tl.from_numpy(array.T.copy()).T.requires_grad_()
+    out = function(name)(x, *options)
+    out = out if isinstance(out, tuple) else (out,)
+    (out[0] * tl.arange(out[0].numel()).reshape(out[0].shape)).nan_to_num(0, 0, 0).sum().backward()
+    return [t.detach().numpy() for t in (*out, x.grad)]
+
+
+def test_windows_without_an_element():
+    x = tl.ones(1, 1, 1, requires_grad=True)
+    out = pooling.max_pool1d(x, 2, 1, 2, 3)
+    assert out.tolist() == [[[-math.inf, -math.inf]]]
+    out.sum().backward()
+    assert x.grad.tolist() == [[[0.0]]]

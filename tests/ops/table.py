@@ -1,6 +1,6 @@
 """`CASES`: for every primitive, how it is tested."""
 
-from . import elementwise_cases, nn_cases, other_cases, reduction_cases, shape_cases
+from . import elementwise_cases, nn_cases, other_cases, reduction_cases, sequence_cases, shape_cases
 from .cases import Case
 
 CASES: dict[str, list[Case]] = {
@@ -9,4 +9,5 @@ CASES: dict[str, list[Case]] = {
     **reduction_cases.CASES,
     **other_cases.CASES,
     **nn_cases.CASES,
+    **sequence_cases.CASES,
 }

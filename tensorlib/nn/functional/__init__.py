@@ -3,7 +3,7 @@
 ================  ==============================================================================
 `activation`      relu to softmax, elementwise or along one dimension
 `adaptive`        pooling to a given size
-`attention`       scaled_dot_product_attention
+`attention`       scaled_dot_product_attention, multi_head_attention_forward
 `classification`  losses of classifiers: cross entropy and its kin
 `conv`            convolutions and their transposes
 `distance`        cosine_similarity, pairwise_distance
@@ -69,6 +69,7 @@ from tensorlib.nn.functional.adaptive import (
     average_taps,
 )
 from tensorlib.nn.functional.attention import (
+    multi_head_attention_forward,
     scaled_dot_product_attention,
 )
 from tensorlib.nn.functional.classification import (
@@ -239,6 +240,7 @@ __all__ = [
     "max_unpool3d",
     "mish",
     "mse_loss",
+    "multi_head_attention_forward",
     "multi_margin_loss",
     "multilabel_soft_margin_loss",
     "nll_loss",

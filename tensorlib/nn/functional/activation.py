@@ -10,11 +10,13 @@ from tensorlib import random
 from tensorlib.autograd.core import TensorBase, apply
 from tensorlib.autograd.inplace import run_inplace
 from tensorlib.errors import ArgumentError, DtypeError, ShapeError
-from tensorlib.ops import activation, reduction, transcendental
+from tensorlib.ops import activation, transcendental
 from tensorlib.ops.arguments import not_tensors
 from tensorlib.ops.elementwise import abs as abs_
 from tensorlib.ops.elementwise import clamp, where
 from tensorlib.ops.shaping import check_dim
+from tensorlib.ops.softmax import log_softmax as log_softmax_along
+from tensorlib.ops.softmax import softmax as softmax_along
 
 _SELU_ALPHA = 1.6732632423543772848170429916717  # Klambauer et al. 2017
 _SELU_SCALE = 1.0507009873554804934193349852946
@@ -148,20 +150,12 @@ def threshold_(input: Any, threshold: float, value: float) -> Any:
 
 def hardsigmoid(input: Any, inplace: bool = False) -> Any:
     """relu6(x + 3) / 6."""
-
-    def squash(x: Any) -> Any:
-        return relu6(x + 3) / 6
-
-    return run_inplace(squash, "hardsigmoid_", input) if inplace else squash(input)
+    return _run(activation.hardsigmoid_p, input, inplace)
 
 
 def hardswish(input: Any, inplace: bool = False) -> Any:
     """x · relu6(x + 3) / 6."""
-
-    def swish(x: Any) -> Any:
-        return x * relu6(x + 3) / 6
-
-    return run_inplace(swish, "hardswish_", input) if inplace else swish(input)
+    return _run(activation.hardswish_p, input, inplace)
 
 
 def hardshrink(input: Any, lambd: float = 0.5) -> Any:
@@ -300,18 +294,18 @@ def softmax(input: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any
     Raises:
         DtypeError: the input is not floating-point and no `dtype` is given.
     """
-    return reduction.softmax(input, _softmax_dim("softmax", dim, input.ndim, _stacklevel), dtype)
+    return softmax_along(input, _softmax_dim("softmax", dim, input.ndim, _stacklevel), dtype)
 
 
 def softmin(input: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
     """softmax(-x) along `dim`."""
-    return reduction.softmax(-input, _softmax_dim("softmin", dim, input.ndim, _stacklevel), dtype)
+    return softmax_along(-input, _softmax_dim("softmin", dim, input.ndim, _stacklevel), dtype)
 
 
 def log_softmax(input: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
     """log(softmax(x)) along `dim`, without overflow."""
     axis = _softmax_dim("log_softmax", dim, input.ndim, _stacklevel)
-    return reduction.log_softmax(input, axis, dtype)
+    return log_softmax_along(input, axis, dtype)
 
 
 def gumbel_softmax(
@@ -328,7 +322,7 @@ def gumbel_softmax(
     """
     exponentials = -transcendental.log(1 - random.uniforms(logits))
     gumbels = -transcendental.log(exponentials.to(logits.dtype))
-    soft = reduction.softmax((logits + gumbels) / tau, dim)
+    soft = softmax_along((logits + gumbels) / tau, dim)
     if not hard:
         return soft
     chosen = soft.detach().argmax(dim, keepdim=True)

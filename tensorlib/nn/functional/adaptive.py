@@ -101,7 +101,7 @@ def _adaptive_max_pool(n: int, input: Any, output_size: Any, return_indices: boo
     x, had_batch = batched(name, input, n)
     sizes = tuple(x.shape[2:])
     shape = _output_sizes(name, output_size, sizes)
-    origin = arange(math.prod(sizes), device=x.device).reshape(sizes)
+    origin = arange(math.prod(sizes), device=x.device).reshape(sizes) if return_indices else None
     kernel = []
     for axis, (size, m) in enumerate(zip(sizes, shape, strict=True)):
         index, length = _elements(size, m)
@@ -109,12 +109,13 @@ def _adaptive_max_pool(n: int, input: Any, output_size: Any, return_indices: boo
         if length.sum() != size or index.size != size:
             chosen = wrap(get_backend(x._array).asarray(index.reshape(-1)))
             x = index_select(x, 2 + axis, chosen)
-            origin = index_select(origin, axis, chosen)
+            if origin is not None:
+                origin = index_select(origin, axis, chosen)
     window = tuple(kernel)
     same = {"kernel": window, "stride": window, "padding": (0,) * n, "dilation": (1,) * n}
     out, numbers = apply(max_pool_p, (x,), same | {"shape": shape})
     out = out if had_batch else out.squeeze(0)
-    if not return_indices:
+    if origin is None:
         return out
     flat = positions(numbers, tuple(x.shape[2:]), window, window, (0,) * n, (1,) * n)
     indices = origin.reshape(-1)[flat]

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tensorlib.autograd.core import TensorBase, apply, wrap
 from tensorlib.backend import get_backend
 from tensorlib.dtypes import FLOATING, int32, int64, uint8
 from tensorlib.errors import ArgumentError, DimensionError, DtypeError, ShapeError
-from tensorlib.nn.functional.reduction import reduce_loss, require_same_size, resolve
+from tensorlib.nn.functional.reduction import pair_loss, reduce_loss, require_same_size, resolve
 from tensorlib.ops.arguments import not_tensors
-from tensorlib.ops.elementwise import abs as abs_
 from tensorlib.ops.elementwise import maximum, where
-from tensorlib.ops.losses import binary_cross_entropy_p, cross_entropy_p, pick_class_p
-from tensorlib.ops.reduction import log_softmax
-from tensorlib.ops.transcendental import exp, log1p
+from tensorlib.ops.losses import cross_entropy_p, pick_class_p, softplus_negative
+from tensorlib.ops.softmax import log_softmax
 
 
 def _require_floating(name: str, input: Any) -> None:
@@ -24,8 +23,10 @@ def _require_floating(name: str, input: Any) -> None:
         raise DtypeError(f"{name}: received a {input.dtype} input; convert it with .float()")
 
 
-def _class_targets(name: str, input: Any, target: Any, ignore_index: int) -> Any:
-    """Targets checked against the input (N, C, ...), with -1 for those to be ignored.
+def _class_targets(name: str, input: Any, target: Any, ignore_index: int) -> tuple[Any, Any]:
+    """Targets checked against the input (N, C, ...), and how many count.
+
+    Those to be ignored become -1. The count is a 0-d tensor on a GPU, which nobody waits for.
 
     Raises:
         DtypeError: the targets are not class indices.
@@ -48,24 +49,30 @@ def _class_targets(name: str, input: Any, target: Any, ignore_index: int) -> Any
             f"{name}: expected target size {[shape[0], *shape[2:]]}, got {list(raw.shape)}"
         )
     b = get_backend(raw)
-    if b.name == "cuda":
-        return wrap(b.where(raw == ignore_index, -1, raw.astype("int64")))
-    if raw.size:
-        low, high = int(raw.min()), int(raw.max())
-        if low < 0 or high >= shape[1] or low <= ignore_index <= high:
-            ignored = raw == ignore_index
-            wrong = ~ignored & ((raw < 0) | (raw >= shape[1]))
-            if wrong.any():
-                raise DimensionError(
-                    f"{name}: target {int(raw[wrong][0])} is out of bounds for {shape[1]} classes; "
-                    f"classes lie in [0, {shape[1] - 1}]"
-                )
-            return wrap(b.where(ignored, -1, raw.astype("int64")))
-    return target if target.dtype is int64 else wrap(raw.astype("int64"))
+    if target.dtype is not int64:
+        target = wrap(raw.astype("int64"))
+        raw = target._array
+    if b.name != "cuda":
+        if not raw.size:
+            return target, 0
+        # As unsigned numbers the negative ones are large: one comparison for both ends.
+        if raw.view("uint64").max() < shape[1] and not 0 <= ignore_index < shape[1]:
+            return target, raw.size
+    ignored = raw == ignore_index
+    if b.name != "cuda":
+        wrong = ~ignored & ((raw < 0) | (raw >= shape[1]))
+        if wrong.any():
+            raise DimensionError(
+                f"{name}: target {int(raw[wrong][0])} is out of bounds for {shape[1]} classes; "
+                f"classes lie in [0, {shape[1] - 1}]"
+            )
+    count = raw.size - b.count_nonzero(ignored)
+    valid = wrap(b.where(ignored, -1, raw))
+    return valid, wrap(b.asarray(count)) if b.name == "cuda" else int(count)
 
 
 def _class_weight(name: str, weight: Any, input: Any) -> Any:
-    """The weight per class, shaped (C, 1, ...).
+    """The weight per class.
 
     Raises:
         ShapeError: there is not one weight per class.
@@ -74,33 +81,35 @@ def _class_weight(name: str, weight: Any, input: Any) -> Any:
     if tuple(weight.shape) != (classes,):
         raise ShapeError(
             f"{name}: weight tensor should be defined either for all {classes} classes or no "
-            "classes, "
-            f"but got weight of shape {list(weight.shape)}"
+            f"classes, but got weight of shape {list(weight.shape)}"
         )
-    return weight.reshape((classes,) + (1,) * (input.ndim - 2))
+    return weight
 
 
-def _count_valid(target: Any, like: Any) -> Any:
-    """How many targets are not ignored, as a 0-d tensor."""
-    b = get_backend(target._array)
-    return wrap(b.asarray(b.sum(target._array >= 0)).astype(like._array.dtype))
-
-
-def _likelihood(log_p: Any, target: Any, weight: Any, reduction: str) -> Any:
-    """-weight[target] · log_p[target], reduced; the mean is over the weights."""
-    picked = -apply(pick_class_p, (log_p, target))
-    if weight is None:
-        if reduction == "mean":
-            return picked.sum() / _count_valid(target, picked)
-        return reduce_loss(picked, reduction)
+def _weight_of(target: Any, weight: Any) -> Any:
+    """The weight of each target's class, 0 where it is ignored."""
     valid = target >= 0
-    each = where(valid, weight.reshape(-1)[where(valid, target, 0)], 0)
-    loss = picked * each
-    return loss.sum() / each.sum() if reduction == "mean" else reduce_loss(loss, reduction)
+    return where(valid, weight[where(valid, target, 0)], 0)
+
+
+def _scale(reduction: str, target: Any, count: Any, weight: Any) -> Any:
+    """What the sum of the losses is multiplied by: a number or a 0-d tensor; None for no sum."""
+    if reduction == "none":
+        return None
+    if reduction == "sum":
+        return 1.0
+    total = count if weight is None else _weight_of(target, weight).sum()
+    if isinstance(total, TensorBase):
+        if get_backend(total._array).name == "cuda" or total.requires_grad:
+            return 1 / total
+        total = float(total)
+    return 1 / total if total else math.inf
 
 
 def _with_batch(input: Any, target: Any, name: str) -> tuple[Any, Any, bool]:
     """(input, target) with a batch dimension, and whether it was added here."""
+    if not isinstance(input, TensorBase) or not isinstance(target, TensorBase):
+        raise not_tensors(name, input=input, target=target)
     if input.ndim == 0:
         raise ShapeError(f"{name}: expects an input (N, C, ...) or (C), received a 0-d tensor")
     if input.ndim > 1:
@@ -137,8 +146,12 @@ def nll_loss(
     input, target, single = _with_batch(input, target, "nll_loss")
     if weight is not None:
         weight = _class_weight("nll_loss", weight, input)
-    target = _class_targets("nll_loss", input, target, ignore_index)
-    loss = _likelihood(input, target, weight, reduction)
+    target, count = _class_targets("nll_loss", input, target, ignore_index)
+    loss = -apply(pick_class_p, (input, target))
+    if weight is not None:
+        loss = loss * _weight_of(target, weight)
+    scale = _scale(reduction, target, count, weight)
+    loss = loss if scale is None else loss.sum() * scale
     return loss.squeeze(0) if single and reduction == "none" else loss
 
 
@@ -178,24 +191,19 @@ def cross_entropy(
             f"cross_entropy: label_smoothing must be between 0.0 and 1.0, got {label_smoothing}"
         )
     _require_floating("cross_entropy", input)
-    if not isinstance(target, TensorBase):
-        raise not_tensors("cross_entropy", target=target)
-    probabilities = input._array.shape == target._array.shape
     input, target, single = _with_batch(input, target, "cross_entropy")
+    probabilities = input._array.shape == target._array.shape
     if weight is not None:
         weight = _class_weight("cross_entropy", weight, input)
     if probabilities:
         loss = _soft_cross_entropy(input, target, weight, reduction, label_smoothing)
     else:
-        target = _class_targets("cross_entropy", input, target, ignore_index)
-        if weight is None and not label_smoothing:
-            loss = apply(cross_entropy_p, (input, target))[0]
-            if reduction == "mean":
-                loss = loss.sum() / _count_valid(target, loss)
-            else:
-                loss = reduce_loss(loss, reduction)
-        else:
-            loss = _smoothed_cross_entropy(input, target, weight, reduction, label_smoothing)
+        target, count = _class_targets("cross_entropy", input, target, ignore_index)
+        scale = _scale(reduction, target, count, weight)
+        after = getattr(scale, "requires_grad", False)  # the weights are being trained
+        given = (input, target, weight, 1.0 if after else scale)
+        loss = apply(cross_entropy_p, given, {"smoothing": label_smoothing})[0]
+        loss = loss * scale if after else loss
     return loss.squeeze(0) if single and reduction == "none" else loss
 
 
@@ -212,36 +220,12 @@ def _soft_cross_entropy(
         target = target * (1 - smoothing) + smoothing / input.shape[1]
     log_p = log_softmax(input, 1)
     if weight is not None:
-        log_p = log_p * weight
+        log_p = log_p * weight.reshape((-1,) + (1,) * (input.ndim - 2))
     loss = -(log_p * target).sum(1)
     if reduction == "mean":
         count = loss.numel()
         return loss.sum() / (count if count else 0.0)
     return reduce_loss(loss, reduction)
-
-
-def _smoothed_cross_entropy(
-    input: Any, target: Any, weight: Any, reduction: str, smoothing: float
-) -> Any:
-    """(1 - ε) · NLL of the class + ε · the average over all classes, both weighted."""
-    log_p = log_softmax(input, 1)
-    hard = _likelihood(log_p, target, weight, reduction)
-    if not smoothing:
-        return hard
-    valid = target >= 0
-    smooth = where(valid, -(log_p if weight is None else log_p * weight).sum(1), 0)
-    if reduction != "mean":
-        soft = reduce_loss(smooth, reduction)
-    elif weight is None:
-        soft = smooth.sum() / _count_valid(target, smooth)
-    else:
-        soft = smooth.sum() / where(valid, weight.reshape(-1)[where(valid, target, 0)], 0).sum()
-    return hard * (1 - smoothing) + soft * (smoothing / input.shape[1])
-
-
-def _softplus_negative(x: Any) -> Any:
-    """log(1 + e⁻ˣ) = max(-x, 0) + log(1 + exp(-|x|))."""
-    return maximum(-x, 0) + log1p(exp(-abs_(x)))
 
 
 def binary_cross_entropy(
@@ -278,8 +262,9 @@ def binary_cross_entropy(
                 f"[{raw.min()}, {raw.max()}]; apply sigmoid, or use "
                 "binary_cross_entropy_with_logits"
             )
-    loss = apply(binary_cross_entropy_p, (input, target))
-    return reduce_loss(loss if weight is None else loss * weight, reduction)
+    if weight is None:
+        return pair_loss("binary_cross_entropy", input, target, reduction)
+    return reduce_loss(pair_loss("binary_cross_entropy", input, target, "none") * weight, reduction)
 
 
 def binary_cross_entropy_with_logits(
@@ -308,10 +293,14 @@ def binary_cross_entropy_with_logits(
     reduction = resolve("binary_cross_entropy_with_logits", size_average, reduce, reduction)
     require_same_size("binary_cross_entropy_with_logits", input, target)
     _require_floating("binary_cross_entropy_with_logits", input)
-    tail = _softplus_negative(input)
-    if pos_weight is not None:
-        tail = tail * (target * (pos_weight - 1) + 1)
-    loss = (1 - target) * input + tail
+    kind = "binary_cross_entropy_with_logits"
+    if weight is None and pos_weight is None:
+        return pair_loss(kind, input, target, reduction)
+    if pos_weight is None:
+        loss = pair_loss(kind, input, target, "none")
+    else:
+        tail = softplus_negative(input) * (target * (pos_weight - 1) + 1)
+        loss = (1 - target) * input + tail
     return reduce_loss(loss if weight is None else loss * weight, reduction)
 
 
@@ -325,7 +314,7 @@ def soft_margin_loss(
     """log(1 + exp(-y x)) for targets y of 1 or -1."""
     reduction = resolve("soft_margin_loss", size_average, reduce, reduction)
     require_same_size("soft_margin_loss", input, target)
-    return reduce_loss(_softplus_negative(target * input), reduction)
+    return reduce_loss(softplus_negative(target * input), reduction)
 
 
 def multilabel_soft_margin_loss(
@@ -339,7 +328,7 @@ def multilabel_soft_margin_loss(
     """Binary cross entropy of logits, averaged over the classes (the last dimension)."""
     reduction = resolve("multilabel_soft_margin_loss", size_average, reduce, reduction)
     require_same_size("multilabel_soft_margin_loss", input, target)
-    loss = _softplus_negative(input) + (1 - target) * input
+    loss = softplus_negative(input) + (1 - target) * input
     loss = (loss if weight is None else loss * weight).mean(-1)
     return reduce_loss(loss, reduction)
 
@@ -379,7 +368,7 @@ def multi_margin_loss(
     single = input.ndim == 1
     if single:
         input, target = input.unsqueeze(0), target.reshape(1)
-    target = _class_targets("multi_margin_loss", input, target, -(2**62))
+    target, _ = _class_targets("multi_margin_loss", input, target, -(2**62))
     classes = input.shape[1]
     picked = apply(pick_class_p, (input, target)).unsqueeze(1)
     excess = maximum(input - picked + margin, 0)

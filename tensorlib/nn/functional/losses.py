@@ -9,8 +9,7 @@ from typing import Any
 from tensorlib.autograd.grad_mode import no_grad
 from tensorlib.errors import ArgumentError, ShapeError
 from tensorlib.nn.functional.distance import pairwise_distance
-from tensorlib.nn.functional.reduction import reduce_loss, resolve, warn_other_size
-from tensorlib.ops.elementwise import abs as abs_
+from tensorlib.nn.functional.reduction import pair_loss, reduce_loss, resolve, warn_other_size
 from tensorlib.ops.elementwise import maximum, minimum, where
 from tensorlib.ops.transcendental import exp, log, sqrt
 
@@ -33,11 +32,14 @@ def _times(loss: Any, weight: Any) -> Any:
     return loss * weight
 
 
-def _weighted(loss: Any, weight: Any, reduction: str) -> Any:
+def _weighted(kind: str, input: Any, target: Any, weight: Any, reduction: str) -> Any:
     """The reduced loss; a weighted mean divides by the sum of the weights."""
-    if weight is not None and reduction == "mean":
-        return _times(loss, weight).sum() / weight.sum()
-    return reduce_loss(_times(loss, weight), reduction)
+    if weight is None:
+        return pair_loss(kind, input, target, reduction)
+    loss = _times(pair_loss(kind, input, target, "none"), weight)
+    if reduction == "mean":
+        return loss.sum() / weight.sum()
+    return reduce_loss(loss, reduction)
 
 
 def mse_loss(
@@ -60,8 +62,7 @@ def mse_loss(
     """
     reduction = resolve("mse_loss", size_average, reduce, reduction)
     warn_other_size("mse_loss", input, target)
-    difference = input - target
-    return _weighted(difference * difference, weight, reduction)
+    return _weighted("mse", input, target, weight, reduction)
 
 
 def l1_loss(
@@ -75,7 +76,7 @@ def l1_loss(
     """|x - y|, reduced; arguments as for `mse_loss`."""
     reduction = resolve("l1_loss", size_average, reduce, reduction)
     warn_other_size("l1_loss", input, target)
-    return _weighted(abs_(input - target), weight, reduction)
+    return _weighted("l1", input, target, weight, reduction)
 
 
 def smooth_l1_loss(
@@ -95,10 +96,9 @@ def smooth_l1_loss(
     warn_other_size("smooth_l1_loss", input, target)
     if beta < 0:
         raise ArgumentError(f"smooth_l1_loss: beta is {beta}; it must not be negative")
-    size = abs_(input - target)
     if beta == 0:
-        return reduce_loss(size, reduction)
-    return reduce_loss(where(size < beta, size * size * (0.5 / beta), size - 0.5 * beta), reduction)
+        return pair_loss("l1", input, target, reduction)
+    return pair_loss("smooth_l1", input, target, reduction, beta)
 
 
 def huber_loss(
@@ -124,9 +124,9 @@ def huber_loss(
     warn_other_size("huber_loss", input, target)
     if delta <= 0:
         raise ArgumentError(f"huber_loss: delta is {delta}; it must be positive")
-    size = abs_(input - target)
-    loss = where(size <= delta, size * size * 0.5, (size - 0.5 * delta) * delta)
-    return reduce_loss(_times(loss, weight), reduction)
+    if weight is None:
+        return pair_loss("huber", input, target, reduction, delta)
+    return reduce_loss(_times(pair_loss("huber", input, target, "none", delta), weight), reduction)
 
 
 # --- distributions -------------------------------------------------------------------------------
@@ -160,13 +160,7 @@ def kl_div(
             "size; 'batchmean' divides only by the batch size, as the definition does",
             stacklevel=2,
         )
-    if log_target:
-        loss = exp(target) * (target - input)
-    else:
-        positive = target > 0
-        loss = target * (log(where(positive, target, 1)) - input)
-        loss = where(positive | (target == 0), loss, math.nan)
-    loss = reduce_loss(loss, reduction)
+    loss = pair_loss("kl_div_log" if log_target else "kl_div", input, target, reduction)
     return loss / input.shape[0] if batchmean and input.ndim else loss
 
 

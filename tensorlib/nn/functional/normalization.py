@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from tensorlib.autograd.core import apply
-from tensorlib.autograd.grad_mode import no_grad
 from tensorlib.autograd.primitive import write_out
 from tensorlib.dtypes import HALF, finfo
 from tensorlib.errors import ArgumentTypeError, DtypeError, ShapeError
 from tensorlib.nn.functional.padding import pad
-from tensorlib.ops.normalization import normalize_p
+from tensorlib.ops.normalization import normalize_p, scale_channels_p
 from tensorlib.ops.transcendental import rsqrt
 
 
@@ -37,26 +36,19 @@ def _check_affine(name: str, input: Any, shape: tuple[int, ...], **parameters: A
             )
 
 
-def _shaped(x: Any, shape: tuple[int, ...]) -> Any:
-    """A tensor (or None) in another shape; recorded only if it has to change."""
-    return x if x is None or x._array.shape == shape else x.reshape(shape)
-
-
 def _normalize(
     input: Any,
-    shape: tuple[int, ...],
+    shape: tuple[int, ...] | None,
     weight: Any,
     bias: Any,
-    affine: tuple[int, ...],
+    affine: tuple[int, ...] | None,
     axes: tuple[int, ...],
     eps: float,
     centred: bool = True,
 ) -> tuple[Any, Any, Any]:
-    """(output in the input's shape, mean, variance), with views of the given shapes."""
-    x, w, z = _shaped(input, shape), _shaped(weight, affine), _shaped(bias, affine)
-    options = {"axes": axes, "eps": eps, "centred": centred}
-    out, mean, var = apply(normalize_p, (x, w, z), options)
-    return _shaped(out, input._array.shape), mean, var
+    """(output, mean, variance), computed in the given shapes (None: as they are)."""
+    options = {"axes": axes, "eps": eps, "centred": centred, "shape": shape, "affine": affine}
+    return apply(normalize_p, (input, weight, bias), options)  # type: ignore[no-any-return]
 
 
 def _normalized_shape(name: str, input: Any, shape: Any) -> tuple[int, ...]:
@@ -80,9 +72,12 @@ def _normalize_last(
     input: Any, shape: tuple[int, ...], weight: Any, bias: Any, eps: float, centred: bool = True
 ) -> Any:
     """Normalize over the last dimensions, joined into one."""
-    lead = input._array.shape[: input.ndim - len(shape)]
+    first = input._array.ndim - len(shape)
+    if len(shape) == 1:
+        return _normalize(input, None, weight, bias, None, (first,), eps, centred)[0]
     n = math.prod(shape)
-    return _normalize(input, (*lead, n), weight, bias, (n,), (len(lead),), eps, centred)[0]
+    joined = (*input._array.shape[:first], n)
+    return _normalize(input, joined, weight, bias, (n,), (first,), eps, centred)[0]
 
 
 def layer_norm(
@@ -134,12 +129,13 @@ def rms_norm(
     return _normalize_last(input, shape, weight, None, eps, centred=False)
 
 
-def _blend(running: Any, batch: Any, momentum: float) -> None:
-    """running ← (1 - momentum) · running + momentum · batch."""
+def _blend(running: Any, batch: Any, momentum: float, correction: float = 1.0) -> None:
+    """running ← (1 - momentum) · running + momentum · correction · batch, in place."""
     if running is not None:
-        with no_grad():
-            update = batch.detach().reshape(running.shape).to(running.dtype)
-            running.mul_(1 - momentum).add_(update * momentum)
+        array = running._array
+        update = batch._array.reshape(array.shape) * (momentum * correction)
+        array[...] = array * (1 - momentum) + update
+        running._bump()
 
 
 def batch_norm(
@@ -187,8 +183,7 @@ def batch_norm(
         scale = scale if weight is None else scale * weight
         shift = -running_mean.detach() * scale
         shift = shift if bias is None else shift + bias
-        column = (c,) + (1,) * (len(shape) - 2)
-        return (input * scale.reshape(column) + shift.reshape(column)).to(input.dtype)
+        return apply(scale_channels_p, (input, scale, shift))
     count = n * positions
     if count == 1:
         raise ShapeError(
@@ -196,13 +191,14 @@ def batch_norm(
             f"{list(shape)}; use a larger batch, or eval()"
         )
     if len(shape) == 2:
-        out, mean, var = _normalize(input, shape, weight, bias, (c,), (0,), eps)
+        out, mean, var = _normalize(input, None, weight, bias, None, (0,), eps)
     else:
-        columns = (n, c, positions)
-        out, mean, var = _normalize(input, columns, weight, bias, (c, 1), (0, 2), eps)
+        out, mean, var = _normalize(
+            input, (n, c, positions), weight, bias, (c, 1), (0, 2), eps
+        )  # fmt: skip
     if count:
         _blend(running_mean, mean, momentum)
-        _blend(running_var, var * (count / (count - 1)), momentum)
+        _blend(running_var, var, momentum, count / (count - 1))
     return out
 
 
@@ -249,7 +245,7 @@ def instance_norm(
     if running_mean is not None:
         _blend(running_mean, mean.mean(0), momentum)
     if running_var is not None:
-        _blend(running_var, var.mean(0) * (positions / max(positions - 1, 1)), momentum)
+        _blend(running_var, var.mean(0), momentum, positions / max(positions - 1, 1))
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -263,12 +264,13 @@ def max_unpool3d(
 # --- averages -------------------------------------------------------------------------------------
 
 
+@functools.lru_cache(256)
 def _ratio(
-    x: Any, shape: Sizes, kernel: Sizes, stride: Sizes, padding: Sizes, include: bool
+    sizes: Sizes, shape: Sizes, kernel: Sizes, stride: Sizes, padding: Sizes, include: bool
 ) -> Any:
     """The kernel's size over the number that each sum is divided by; None where all are equal."""
     total: Any = 1
-    for n, count, k, s, p in zip(x.shape[2:], shape, kernel, stride, padding, strict=True):
+    for n, count, k, s, p in zip(sizes, shape, kernel, stride, padding, strict=True):
         start = np.arange(count) * s - p
         stop = np.minimum(start + k, n + p)
         if not include:
@@ -276,8 +278,7 @@ def _ratio(
         total = np.multiply.outer(total, stop - start)
     if (total == math.prod(kernel)).all():
         return None
-    b = get_backend(x._array)
-    return wrap(b.asarray((math.prod(kernel) / total).astype(x._array.dtype)))
+    return math.prod(kernel) / total
 
 
 def _avg_pool(
@@ -302,8 +303,10 @@ def _avg_pool(
     options = {"kernel": kernel, "stride": steps, "padding": pads, "shape": shape, "scale": scale}
     out = apply(sum_pool_p, (x,), options)
     if divisor_override is None:
-        ratio = _ratio(x, shape, kernel, steps, pads, count_include_pad)
-        out = out if ratio is None else out * ratio
+        ratio = _ratio(tuple(x.shape[2:]), shape, kernel, steps, pads, count_include_pad)
+        if ratio is not None:
+            b = get_backend(x._array)
+            out = out * wrap(b.asarray(ratio.astype(x._array.dtype)))
     return out if had_batch else out.squeeze(0)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from tensorlib.autograd.core import apply
 from tensorlib.errors import ArgumentError, ShapeError
 from tensorlib.ops.arguments import not_tensors
+from tensorlib.ops.losses import PAIRS, pair_loss_p
 
 
 def resolve(name: str, size_average: bool | None, reduce: bool | None, reduction: str) -> str:
@@ -44,6 +46,15 @@ def reduce_loss(loss: Any, reduction: str) -> Any:
     if reduction == "mean":
         return loss.mean()
     return loss.sum() if reduction == "sum" else loss
+
+
+def pair_loss(kind: str, input: Any, target: Any, reduction: str, p: float = 1.0) -> Any:
+    """A loss of pairs of elements (see `ops.losses.PAIRS`), reduced; shapes may broadcast."""
+    x, y = input._array, target._array
+    if x.shape == y.shape and x.dtype.kind in "fV" and y.dtype.kind != "c":
+        options = {"kind": kind, "reduction": reduction, "p": p}
+        return apply(pair_loss_p, (input, target), options)
+    return reduce_loss(PAIRS[kind](input, target, p), reduction)
 
 
 def _same_size(name: str, input: Any, target: Any) -> bool:

@@ -31,6 +31,10 @@ def _kept(input: Any, p: float, shape: tuple[int, ...]) -> Any:
 def _drop(name: str, input: Any, p: float, shape: tuple[int, ...], inplace: bool) -> Any:
     """Zeros with probability p, one decision per element of `shape`; the rest divided by 1 - p."""
     scale = 1 / (1 - p) if p < 1 else 0.0
+    if shape == tuple(input.shape) and input.is_floating_point():
+        if inplace:
+            return run_inplace(lambda x: random.drop(x, p, scale), f"{name}_", input)
+        return random.drop(input, p, scale)
     mask = _kept(input, p, shape).astype(input._array.dtype)
     mask *= scale
     noise = wrap(mask)

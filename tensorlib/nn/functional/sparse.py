@@ -118,6 +118,8 @@ def one_hot(tensor: Any, num_classes: int = -1) -> Any:
         ShapeError: an index is negative or not below num_classes, or there is nothing to infer
             num_classes from.
     """
+    if not isinstance(tensor, TensorBase):
+        raise not_tensors("one_hot", tensor=tensor)
     if tensor.dtype.name != "int64":
         raise DtypeError(
             f"one_hot: is only applicable to an int64 tensor, not {tensor.dtype}; convert it "
@@ -140,4 +142,6 @@ def one_hot(tensor: Any, num_classes: int = -1) -> Any:
                 f"one_hot: class values must be smaller than num_classes={num_classes}, but one "
                 f"is {high}"
             )
-    return wrap((raw[..., None] == b.arange(num_classes)).astype("int64"))
+    out = b.zeros((raw.size, num_classes), "int64")
+    out[b.arange(raw.size), raw.reshape(-1)] = 1
+    return wrap(out.reshape(*raw.shape, num_classes))
