@@ -58,6 +58,9 @@ def convolve(
     Returns:
         (N, O, *windows).
     """
+    fused = b.kernel("convolve", x, weight, bias)
+    if fused and x.size and weight.size:
+        return fused(x, weight, bias, stride, padding, dilation, groups)
     dtype, (x, w) = x.dtype, (_wide(x), _wide(weight))
     o, kernel = w.shape[0], w.shape[2:]
     axes = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
@@ -102,6 +105,9 @@ def convolve_data(
     Returns:
         (N, C, *shape).
     """
+    fused = b.kernel("convolve_data", y, weight)
+    if fused and y.size and weight.size:
+        return fused(y, weight, shape, stride, padding, dilation, groups)
     dtype, (y, w) = y.dtype, (_wide(y), _wide(weight))
     o, kernel, windows = w.shape[0], w.shape[2:], y.shape[2:]
     c = w.shape[1] * groups
@@ -145,6 +151,9 @@ def convolve_weight(
     Returns:
         (O, C / groups, *kernel).
     """
+    fused = b.kernel("convolve_weight", x, y)
+    if fused and x.size and y.size:
+        return fused(x, y, kernel, stride, padding, dilation, groups)
     dtype, (x, y) = x.dtype, (_wide(x), _wide(y))
     c, o, windows = x.shape[1], y.shape[1], y.shape[2:]
     found = view(b, pad(b, x, padding), windows, kernel, stride, dilation)

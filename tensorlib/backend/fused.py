@@ -17,9 +17,85 @@ from typing import Any
 import numpy as np
 
 # Which file of `kernels/` has which function.
-FILES: dict[str, str] = {}
+FILES: dict[str, str] = {
+    "add_peers": "peers",
+    "convolve": "conv",
+    "convolve_data": "conv",
+    "convolve_weight": "conv",
+    "max_pool": "pooling",
+    "window_scatter": "pooling",
+    "window_gather": "pooling",
+    "sum_pool": "pooling",
+    "spread_pool": "pooling",
+    "attention": "attention",
+    "attention_backward": "attention",
+    "recurrent": "recurrent",
+    "recurrent_backward": "recurrent",
+    "optimize": "optimizers",
+    "add_rows": "indexing",
+    "gather": "indexing",
+    "take": "indexing",
+    "scatter": "indexing",
+    "running_sum": "scan",
+    "product": "scan",
+    "product_back": "scan",
+    "largest": "scan",
+    "random_words": "random",
+    "random_uniform": "random",
+    "random_normal": "random",
+    "random_integers": "random",
+    "random_order": "random",
+    "dropout": "random",
+    "scale_kept": "random",
+    "sum": "reduction",
+    "norm2": "reduction",
+    "square_sum": "reduction",
+    "softmax": "softmax",
+    "softmax_back": "softmax",
+    "log_softmax": "softmax",
+    "log_softmax_back": "softmax",
+    "cross_entropy": "losses",
+    "cross_entropy_back": "losses",
+    "normalize": "normalization",
+    "normalize_back": "normalization",
+    "arithmetic": "arithmetic",
+    "convert": "half",
+    "mask": "elementwise",
+    "select": "elementwise",
+    "relu": "activation",
+    "hardswish": "activation",
+    "hardswish_back": "activation",
+    "hardsigmoid": "activation",
+    "hardsigmoid_back": "activation",
+    "exponential": "activation",
+    "tanh": "activation",
+    "erf": "activation",
+    "relu_back": "activation",
+    "leaky_relu": "activation",
+    "leaky_relu_back": "activation",
+    "hardtanh_back": "activation",
+    "sigmoid": "activation",
+    "sigmoid_back": "activation",
+    "tanh_back": "activation",
+    "elu": "activation",
+    "elu_back": "activation",
+    "softplus": "activation",
+    "softplus_back": "activation",
+    "silu": "activation",
+    "silu_back": "activation",
+    "mish": "activation",
+    "mish_back": "activation",
+    "gelu": "activation",
+    "gelu_back": "activation",
+    "gelu_tanh": "activation",
+    "gelu_tanh_back": "activation",
+    "scale_channels": "normalization",
+    "pointwise_loss": "pointwise_losses",
+    "pointwise_loss_back": "pointwise_losses",
+}
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+_HALVES = ("float16", "bfloat16")
 _enabled = importlib.util.find_spec("numba") is not None
 
 
@@ -29,14 +105,38 @@ def _function(name: str) -> Callable[..., Any]:
     return getattr(module, name)  # type: ignore[no-any-return]
 
 
+@functools.cache
+def _in_single(name: str) -> Callable[..., Any]:
+    """A function of half-precision arrays that is computed in float32, and rounded once."""
+    function, convert = _function(name), _function("convert")
+
+    def run(*args: Any, out: Any = None) -> Any:
+        wide = [convert(a, _FLOATS[0]) if hasattr(a, "dtype") else a for a in args]
+        result = convert(function(*wide), args[0].dtype)
+        if out is None:
+            return result
+        out[...] = result
+        return out
+
+    return run
+
+
 def find(name: str, arrays: tuple[Any, ...]) -> Callable[..., Any] | None:
-    """The function `name`, if it applies to `arrays`: one floating dtype, None allowed."""
-    dtype = arrays[0].dtype
-    if dtype not in _FLOATS or not _enabled:
+    """The function `name`, if it applies to `arrays`: one floating dtype, None allowed.
+
+    Without arrays it is left to the caller whether it applies.
+    """
+    if not _enabled:
         return None
-    for x in arrays:
-        if x is not None and x.dtype != dtype:
+    if arrays:
+        dtype = arrays[0].dtype
+        if dtype not in _FLOATS and not (dtype.name in _HALVES and FILES[name] == "activation"):
             return None
+        for x in arrays:
+            if x is not None and x.dtype != dtype:
+                return None
+        if dtype not in _FLOATS:
+            return _in_single(name)
     return _function(name)
 
 
