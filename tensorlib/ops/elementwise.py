@@ -8,33 +8,51 @@ from ..autograd.core import NO_OPTIONS, TensorBase, apply
 from ..autograd.primitive import primitive, write_out
 from ..dtypes import as_dtype, complex64, complex128
 from ..errors import ArgumentError, DtypeError
+from .precision import convert
 
+SMALL = 512  # elements for which a call of NumPy is cheaper than that of a kernel
+_NUMBERS = frozenset((float, int, bool, type(None)))
+LARGE = 1 << 14  # elements that are worth a choice among ways
 COMPLEX_TYPES = (complex64.numpy, complex128.numpy)
 
 # --- arithmetic ----------------------------------------------------------------------------------
 
 
+def _arithmetic(b: Any, name: str, x: Any, y: Any, out: Any) -> Any:
+    """A sum, difference, product or quotient of large arrays."""
+    fused = b.kernel("arithmetic")
+    return fused(name, x, y, out) if fused else getattr(b, name)(x, y, out=out)
+
+
 @primitive(x=lambda g: g, y=lambda g: g)
 def add_p(b, x, y, *, out=None):
     """x + y."""
+    if x.__class__ not in _NUMBERS and x.size > LARGE:
+        return _arithmetic(b, "add", x, y, out)
     return b.add(x, y, out=out)
 
 
 @primitive(x=lambda g: g, y=lambda g: -g)
 def sub_p(b, x, y, *, out=None):
     """x - y."""
+    if x.__class__ not in _NUMBERS and x.size > LARGE:
+        return _arithmetic(b, "subtract", x, y, out)
     return b.subtract(x, y, out=out)
 
 
 @primitive(x=lambda g, y: g * y, y=lambda g, x: g * x)
 def mul(b, x, y, *, out=None):
     """x · y, elementwise."""
+    if x.__class__ not in _NUMBERS and x.size > LARGE:
+        return _arithmetic(b, "multiply", x, y, out)
     return b.multiply(x, y, out=out)
 
 
 @primitive(promotion="float", x=lambda g, y: g / y, y=lambda g, x, y: -g * x / (y * y))
 def div_p(b, x, y, *, out=None):
     """x / y; integers become the default float."""
+    if x.__class__ not in _NUMBERS and x.size > LARGE:
+        return _arithmetic(b, "true_divide", x, y, out)
     return b.true_divide(x, y, out=out)
 
 
@@ -141,6 +159,9 @@ def sgn(b, x):
 @primitive(promotion=None, x=lambda g, mask: mask_p(g, mask))
 def mask_p(b, x, mask):
     """x where the mask holds and 0 elsewhere, whatever x is there (0 · inf would be nan)."""
+    fused = b.kernel("mask", x)
+    if fused and mask.dtype == bool:
+        return fused(x, mask)
     if b.name == "cpu" and x.ndim and x.shape == mask.shape and x.dtype.kind == "f":
         # Ten times as fast as numpy.where: the mask as bits, all ones or all zeros.
         bits = mask.astype(f"u{x.itemsize}")
@@ -173,9 +194,9 @@ def minimum(b, x, y):
 
 
 def _inside(g: Any, x: Any, low: Any, high: Any) -> Any:
-    if low is not None:
-        g = mask_p(g, x >= low)
-    return g if high is None else mask_p(g, x <= high)
+    if low is None or high is None:
+        return mask_p(g, x <= high if low is None else x >= low)
+    return mask_p(g, (x >= low) & (x <= high))
 
 
 def _at_low(g: Any, x: Any, low: Any, high: Any) -> Any:
@@ -243,7 +264,8 @@ def where_p(b, condition, x, y):
             f"where: the condition is {as_dtype(condition.dtype)}; pass a bool tensor, such as "
             "x > 0"
         )
-    return b.where(condition, x, y)
+    fused = b.kernel("select", x, y) if condition.size > SMALL else None
+    return fused(condition, x, y) if fused else b.where(condition, x, y)
 
 
 # --- casts, copies, complex numbers --------------------------------------------------------------
@@ -258,7 +280,7 @@ def cast(b, x, *, dtype):
         x = x.real
     if x.dtype.kind in "fV" and dtype.kind == "u":
         x = x.astype("int64")  # negative numbers wrap around, on every platform
-    return x.astype(dtype, order="C" if 0 in x.strides else "K")  # see clone_p
+    return convert(x, dtype)
 
 
 @primitive(promotion=None, x=lambda g: g)

@@ -9,7 +9,7 @@ from ..autograd.core import apply
 from ..autograd.primitive import primitive, write_out
 from ..dtypes import HALF
 from ..errors import DtypeError
-from .elementwise import clamp, imag_p, real, real_p, where
+from .elementwise import SMALL, clamp, imag_p, real, real_p, where
 
 _BY_PRODUCTS = range(2, 9)  # exponents for which products are faster, and nearly as exact
 
@@ -105,7 +105,8 @@ def square(input: Any, *, out: Any = None) -> Any:
 @primitive(promotion="float", x=lambda g, out: g * out)
 def exp(b, x, *, out=None):
     """eˣ."""
-    return b.exp(x, out=out)
+    fused = b.kernel("exponential", x) if x.size > SMALL and out is None else None
+    return fused(x) if fused else b.exp(x, out=out)
 
 
 @primitive(promotion="float", x=lambda g, out: g * out * math.log(2))
@@ -229,10 +230,22 @@ def cosh(b, x):
     return b.cosh(x)
 
 
-@primitive(promotion="float", x=lambda g, out: g * (1 - out * out))
+@primitive(
+    promotion=None,
+    d=lambda g, out: tanh_back_p(g, out),
+    out=lambda g, d, out: g * d * (-2 * out),
+)
+def tanh_back_p(b, d, out):
+    """The gradient of `tanh`, d (1 - out²)."""
+    fused = b.kernel("tanh_back", d, out)
+    return fused(d, out) if fused else d * (1 - out * out)
+
+
+@primitive(promotion="float", x=lambda g, out: tanh_back_p(g, out))
 def tanh(b, x, *, out=None):
     """The hyperbolic tangent."""
-    return b.tanh(x, out=out)
+    fused = b.kernel("tanh", x) if x.size > SMALL and out is None else None
+    return fused(x) if fused else b.tanh(x, out=out)
 
 
 @primitive(promotion="float", x=lambda g, x: g * rsqrt(x * x + 1))
@@ -264,9 +277,23 @@ def _special(b: Any, name: str, *args: Any) -> Any:
     return b.asarray(b.special(name)(*args), dtype=x.dtype)
 
 
-@primitive(promotion="float", x=lambda g, out: g * (out * (1 - out)))
+@primitive(
+    promotion=None,
+    d=lambda g, out: sigmoid_back_p(g, out),
+    out=lambda g, d, out: g * d * (1 - 2 * out),
+)
+def sigmoid_back_p(b, d, out):
+    """The gradient of `sigmoid`, d · out · (1 - out)."""
+    fused = b.kernel("sigmoid_back", d, out)
+    return fused(d, out) if fused else d * (out * (1 - out))
+
+
+@primitive(promotion="float", x=lambda g, out: sigmoid_back_p(g, out))
 def sigmoid(b, x):
     """1 / (1 + e⁻ˣ); where e⁻ˣ overflows the result is 0."""
+    fused = b.kernel("sigmoid", x)
+    if fused:
+        return fused(x)
     out = b.empty(x.shape, "float32" if x.dtype in HALF else x.dtype)
     b.negative(x, out=out)
     b.exp(out, out=out)
@@ -278,7 +305,8 @@ def sigmoid(b, x):
 @primitive(promotion="float", x=lambda g, x: g * (2 / math.sqrt(math.pi)) * exp(-(x * x)))
 def erf(b, x):
     """The error function, 2/√π ∫₀ˣ exp(-t²) dt."""
-    return _special(b, "erf", x)
+    fused = b.kernel("erf", x)
+    return fused(x) if fused else _special(b, "erf", x)
 
 
 @primitive(promotion="float", x=lambda g, x: g * (-2 / math.sqrt(math.pi)) * exp(-(x * x)))

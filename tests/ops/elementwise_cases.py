@@ -133,9 +133,11 @@ TRANSCENDENTAL = {
     "sinh": unary(np.sinh, dtypes="fc"),
     "cosh": unary(np.cosh, dtypes="fc"),
     "tanh": unary(np.tanh, low=-1.2, high=1.2, dtypes="flc", result="float"),
+    "tanh_back": binary(lambda d, out: d * (1 - out * out), dtypes="fc"),
     "asinh": unary(np.arcsinh, low=0.1, dtypes="fc"),
     "acosh": unary(np.arccosh, low=1.2, high=3, dtypes="fc"),
     "atanh": unary(np.arctanh, low=-0.9, high=0.9, dtypes="fc"),
+    "sigmoid_back": binary(lambda d, out: d * out * (1 - out), dtypes="fc", tolerance=16),
     "sigmoid": [
         *unary(lambda x: 1 / (1 + np.exp(-x)), dtypes="flc", result="float"),
         Case((np.array([-800.0, 800.0]),), lambda x: [0.0, 1.0]),

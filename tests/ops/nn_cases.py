@@ -9,7 +9,8 @@ import scipy.special
 
 from tensorlib.ops.resampling import Taps
 
-from .cases import Case, Values, unary
+from .cases import Case, Values, binary, unary
+from .elementwise_cases import POSITIVE
 
 # --- activations ---------------------------------------------------------------------------------
 
@@ -32,6 +33,18 @@ def gelu(x: Any, approximate: bool = False) -> Any:
 
 
 ACTIVATIONS = {
+    "hardsigmoid": unary(lambda x: np.clip(x + 3, 0, 6) / 6),
+    "hardswish": unary(lambda x: x * np.clip(x + 3, 0, 6) / 6, low=-4.1, high=4.2),
+    "relu_back": binary(lambda d, out: np.where(out > 0, d, 0), second_range=POSITIVE),
+    "hardtanh_back": [
+        Case(
+            (Values(shape), Values(shape)),
+            lambda d, x, low, high: np.where((x > low) & (x < high), d, 0),
+            {"low": -0.5, "high": 1.0},
+            order=1,
+        )
+        for shape in ((2, 3), ())
+    ],
     "hardtanh": [
         Case(
             (Values((2, 3)),),
@@ -302,9 +315,16 @@ def place_class(x: Any, target: Any, classes: int) -> Any:
     return x[:, None] * hot
 
 
-def cross_entropy(x: Any, target: Any) -> Any:
+def cross_entropy(
+    x: Any, target: Any, weight: Any, scale: Any, smoothing: float = 0.0
+) -> tuple[Any, Any]:
     """(-log of the softmax at the target, log of the sum of exponentials)."""
-    return -pick_class(scipy.special.log_softmax(x, 1), target), scipy.special.logsumexp(x, 1)
+    log_p = scipy.special.log_softmax(x, 1)
+    weight = np.ones(x.shape[1]) if weight is None else weight
+    log_p = log_p * weight.reshape((-1,) + (1,) * (x.ndim - 2))
+    loss = -(1 - smoothing) * pick_class(log_p, target)
+    loss = loss - np.where(target >= 0, smoothing * log_p.mean(1), 0)
+    return loss if scale is None else loss.sum() * scale, scipy.special.logsumexp(x, 1)
 
 
 def binary_cross_entropy(x: Any, y: Any) -> Any:
@@ -312,12 +332,41 @@ def binary_cross_entropy(x: Any, y: Any) -> Any:
     return -scipy.special.xlogy(y, x) - scipy.special.xlog1py(1 - y, -x)
 
 
-def normalize(x: Any, weight: Any, bias: Any, axes: Any, eps: float, centred: bool = True) -> Any:
+def pair_loss(x: Any, y: Any, kind: str, reduction: str, p: float) -> Any:
+    """The losses of pairs of elements by their definitions."""
+    d = np.abs(x - y)
+    loss = {
+        "mse": lambda: d**2,
+        "l1": lambda: d,
+        "smooth_l1": lambda: scipy.special.huber(p, d) / p,
+        "huber": lambda: scipy.special.huber(p, d),
+        "binary_cross_entropy": lambda: binary_cross_entropy(x, y),
+        "binary_cross_entropy_with_logits": lambda: np.logaddexp(0, x) - x * y,
+        "kl_div": lambda: scipy.special.xlogy(y, y) - y * x,
+        "kl_div_log": lambda: np.exp(y) * (y - x),
+    }[kind]()
+    return {"none": lambda a: a, "mean": np.mean, "sum": np.sum}[reduction](loss)
+
+
+def normalize(
+    x: Any, weight: Any, bias: Any, axes: Any, eps: float, centred: bool = True, shape: Any = None,
+    affine: Any = None,
+) -> Any:  # fmt: skip
     """(x - mean) / √(var + eps) · weight + bias."""
+    if shape is not None:
+        out, mean, var = normalize(
+            x.reshape(shape), weight.reshape(affine), bias.reshape(affine), axes, eps, centred
+        )
+        return out.reshape(x.shape), mean, var
     mean = x.mean(axes, keepdims=True) * centred
     var = ((x - mean) ** 2).mean(axes, keepdims=True)
     out = (x - mean) / np.sqrt(var + eps) * (1 if weight is None else weight)
     return out + (0 if bias is None else bias), mean, var
+
+
+def scale_channels(x: Any, scale: Any, shift: Any) -> Any:
+    """x · scale + shift along dimension 1."""
+    return np.moveaxis(np.moveaxis(x, 1, -1) * scale + shift, -1, 1)
 
 
 WIDE = ("same", "wide", "wide")
@@ -329,22 +378,55 @@ LOSSES = {
     ],
     "place_class": [Case((Values((2, 2)), TARGET), place_class, {"classes": 3})],
     "cross_entropy": [
-        Case((Values((2, 3, 2)), TARGET), cross_entropy, result=("same", "wide"), tolerance=16),
         Case(
-            (Values((3, 4)), np.array([3, 0, 1])),
+            (Values(x), target, None if weight is None else np.array(weight), scale),
             cross_entropy,
+            {"smoothing": smoothing},
             result=("same", "wide"),
             tolerance=16,
-        ),
+        )
+        for x, target, weight, scale, smoothing in (
+            ((2, 3, 2), TARGET, None, None, 0.0),
+            ((3, 4), np.array([3, 0, 1]), None, None, 0.0),
+            ((3, 4), np.array([3, -1, 1]), None, 0.5, 0.0),
+            ((3, 4), np.array([3, 0, -1]), (1.0, 2.0, 0.5, 0.25), 0.25, 0.125),
+            ((2, 3, 2), TARGET, (1.0, 2.0, 0.5), 0.5, 0.25),
+            ((2, 3, 2), TARGET, None, 2.0, 0.25),
+        )
+    ]
+    + [
         Case(
-            (Values((0, 4)), np.zeros(0, np.int64)),
-            lambda x, y: (np.zeros(0), np.zeros(0)),
+            (Values((0, 4)), np.zeros(0, np.int64), None, None),
+            lambda x, y, w, s: (np.zeros(0), np.zeros(0)),
             result=("same", "wide"),
         ),
+    ],
+    "pair_loss": [
+        Case(
+            (Values(shape, *ranges[0]), Values(shape, *ranges[1])),
+            pair_loss,
+            {"kind": kind, "reduction": reduction, "p": p},
+            tolerance=64,
+        )
+        for kind, p, *ranges in (
+            ("mse", 1.0, (-2, 2), (-2, 2)),
+            ("l1", 1.0, (-2, 2), (-2, 2)),
+            ("smooth_l1", 1.7, (-2, 2), (-2, 2)),
+            ("huber", 1.7, (-2, 2), (-2, 2)),
+            ("binary_cross_entropy", 1.0, (0.1, 0.9), (0.1, 0.9)),
+            ("binary_cross_entropy_with_logits", 1.0, (-9, 9), (0, 1)),
+            ("kl_div", 1.0, (-2, 2), (0.1, 1)),
+            ("kl_div_log", 1.0, (-2, 2), (-2, 0)),
+        )
+        for shape, reduction in (((2, 3), "none"), ((2, 3), "mean"), ((3,), "sum"))
     ],
     "binary_cross_entropy": [
         Case((Values(shape, 0.1, 0.9), Values(shape, 0.1, 0.9)), binary_cross_entropy, tolerance=16)
         for shape in ((2, 3), ())
+    ],
+    "scale_channels": [
+        Case((Values(x), Values((3,)), Values((3,))), scale_channels, tolerance=16)
+        for x in ((2, 3), (2, 3, 4), (1, 3, 2, 2), (0, 3))
     ],
     "normalize": [
         Case(
@@ -362,6 +444,9 @@ LOSSES = {
             ((4, 3), (3,), (3,), (0,), {}),
             ((3, 4), (4,), None, (1,), {"centred": False}),
             ((2, 3, 4), (3, 4), (3, 4), (1, 2), {}),
+            ((3, 2, 2, 2), (2,), (2,), (0, 2), {"shape": (3, 2, 4), "affine": (2, 1)}),
+            ((2, 4, 3), (4,), (4,), (2, 3), {"shape": (2, 2, 2, 3), "affine": (2, 2, 1)}),
+            ((2, 70), (70,), (70,), (0, 2), {"shape": (2, 1, 70), "affine": (1, 70)}),
         )
     ],
 }

@@ -1,5 +1,6 @@
 """Cases of matrix products, indexing, factories, random numbers and copies between devices."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,40 @@ COLUMN = np.array([1, 0, 1])
 MASK = np.array([True, False, True])
 INDICES: tuple[Any, ...] = ((ROW,), (ROW, COLUMN), (slice(None), COLUMN), (ROW, None), (MASK,))
 UNIQUE = np.array([2, 0])
+
+
+# A shape, the dimension that an index runs along, and the index. In the first two no place is named
+# twice; in the second and the last the index is smaller than the shape.
+ALONG: tuple[Any, ...] = (
+    ((2, 3), 1, np.array([[2, 0, 1], [0, 1, 2]])),
+    ((3, 4), 0, np.array([[2, 0, 1]])),
+    ((2, 3), 1, np.array([[2, 0, 2, 2], [1, 1, 0, 1]])),
+    ((3, 2, 2), 1, np.array([[[0, 1]], [[1, 1]]])),
+    ((3,), 0, np.array([], dtype=np.int64)),
+)
+
+
+def pick(x: Any, dim: int, index: Any) -> Any:
+    """x[index[i][j]][j] (dim 0), place by place."""
+    out = np.empty(index.shape, x.dtype)
+    for place in np.ndindex(*index.shape):
+        out[place] = x[(*place[:dim], index[place], *place[dim + 1 :])]
+    return out
+
+
+def pick_back(x: Any, shape: tuple[int, ...], dim: int, index: Any) -> Any:
+    """Zeros with x added at the places that `pick` reads."""
+    out = np.zeros(shape, x.dtype)
+    for place in np.ndindex(*index.shape):
+        out[(*place[:dim], index[place], *place[dim + 1 :])] += x[place]
+    return out
+
+
+def put_along(x: Any, values: Any, dim: int, index: Any, add: bool) -> Any:
+    """x with values written or added at the places that `pick` reads."""
+    added = pick_back(values, x.shape, dim, index)
+    hit = pick_back(np.ones(index.shape), x.shape, dim, index) > 0
+    return (x + added if add else np.where(hit, added, x)).astype(x.dtype)
 
 
 def add_at(x: Any, shape: tuple[int, ...], index: Any) -> Any:
@@ -93,6 +128,33 @@ INDEXING = {
         Case((Values((3, 2)),), lambda x, index: put(x, 0, index), {"index": index}, "flc")
         for index in ((ROW,), (MASK, 1))
     ],
+    "gather": [
+        Case((Values(shape),), pick, {"dim": dim, "index": index}, "fic")
+        for shape, dim, index in ALONG
+    ],
+    "gather_back": [
+        Case((Values(index.shape),), pick_back, {"shape": shape, "dim": dim, "index": index}, "fic")
+        for shape, dim, index in ALONG
+    ],
+    "scatter": [
+        Case(
+            (Values(shape), Values(index.shape)),
+            put_along,
+            {"dim": dim, "index": index, "add": add},
+            "fic",
+        )
+        for add in (False, True)
+        for shape, dim, index in (ALONG if add else ALONG[:2])
+    ],
+    "scatter_zero": [
+        Case(
+            (Values(shape),),
+            lambda x, dim, index: x * (pick_back(np.ones(index.shape), x.shape, dim, index) == 0),
+            {"dim": dim, "index": index},
+            "fic",
+        )
+        for shape, dim, index in ALONG
+    ],
     "embedding": [
         Case((Values((4, 2)),), rows, {"index": np.array([[1, 3], [1, 0]])}, "f"),
     ],
@@ -161,6 +223,30 @@ def permutation(n: int, dtype: Any, seed: int, offset: int) -> Any:
 
 
 STREAM = {"seed": 0x0123456789ABCDEF, "offset": 5}
+KEPT = np.array([[True, False, True], [False, False, True]])
+
+
+def drop(x: Any, p: float, scale: float, seed: int, offset: int, dtype: str = "float64") -> Any:
+    """x · scale where a uniform number of a dtype reaches p, and where that is."""
+    kept = uniform(x.shape, np.dtype(dtype), seed, offset) >= np.dtype(dtype).type(p)
+    return x * kept * scale, kept
+
+
+DROPOUT = {
+    "dropout": [
+        Case(
+            (Values(shape, dtype=dtype),),
+            functools.partial(drop, dtype=dtype),
+            {"p": p, "scale": 1.5, **STREAM},
+            result=("same", "bool"),
+        )
+        for dtype in ("float64", "float32")
+        for shape, p in (((3, 5), 0.4), ((), 0.5), ((0, 2), 0.5), ((2, 2), 1.0))
+    ],
+    "scale_kept": [
+        Case((Values((2, 3)), KEPT), lambda x, kept, scale: x * kept * scale, {"scale": 1.25}),
+    ],
+}
 
 FACTORIES = {
     "full": [
@@ -214,4 +300,4 @@ FACTORIES = {
     "random_permutation": [Case((), permutation, {"n": n, **STREAM}, "l") for n in (9, 1, 0)],
 }
 
-CASES = {**PRODUCTS, **INDEXING, **FACTORIES}
+CASES = {**PRODUCTS, **INDEXING, **FACTORIES, **DROPOUT}

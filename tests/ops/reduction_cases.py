@@ -57,6 +57,17 @@ def norm(x: Any, axis: Any, keepdims: bool) -> Any:
     return np.sqrt(np.sum(np.abs(x) ** 2, axis=axis, keepdims=keepdims))
 
 
+def sums_from_the_end(x: Any, dim: int, reverse: bool) -> Any:
+    """The sum of each element and all behind it."""
+    return x.sum(dim, keepdims=True) - np.cumsum(x, dim) + x
+
+
+def first_of_sorted(x: Any, k: int, dim: int, largest: bool) -> Any:
+    """The first k of the indices that sort."""
+    order = np.argsort(-x if largest else x, axis=dim, kind="stable")
+    return np.take(order, np.arange(k), axis=dim)
+
+
 CASES = {
     "sum": over(np.sum, ((0, 2), (0,), False), dtypes="flc", tolerance=16),
     "mean": over(np.mean, dtypes="fc", tolerance=16),
@@ -83,7 +94,13 @@ CASES = {
     ],
     "any": over(lambda x, **where: np.max(x != 0, **where), dtypes="fibc", result="bool"),
     "all": over(lambda x, **where: np.min(x != 0, **where), dtypes="fibc", result="bool"),
-    "cumsum": along(np.cumsum, dtypes="flc", tolerance=16),
+    "cumsum": [
+        *along(np.cumsum, dtypes="flc", tolerance=16),
+        *[
+            Case((Values(shape),), sums_from_the_end, {"dim": dim, "reverse": True}, "fl")
+            for shape, dim in (((2, 3), 1), ((5, 4, 3), 1), ((3,), 0), ((0, 2), 1))
+        ],
+    ],
     "logsumexp": [
         *over(scipy.special.logsumexp, tolerance=16),
         Case((np.array([1000.0, 1000.0]),), lambda x, dim: 1000 + np.log(2), {"dim": (0,)}),
@@ -93,6 +110,17 @@ CASES = {
     "softmax": along(unless_empty(scipy.special.softmax), tolerance=8),
     "log_softmax": along(unless_empty(scipy.special.log_softmax), tolerance=8),
     "norm2": over(norm, dtypes="fc", result="real", tolerance=8),
+    "topk": [
+        Case(
+            (Values(shape),),
+            first_of_sorted,
+            {"k": k, "dim": dim, "largest": largest},
+            "fl",
+            "int64",
+        )
+        for shape, k, dim in (((3, 40), 4, 1), ((40, 3), 2, 0), ((9,), 5, 0), ((4,), 0, 0))
+        for largest in (True, False)
+    ],
     "argsort": [
         Case(
             (Values(shape),),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import tensorlib as tl
+from tensorlib.backend import pool
 
 from .expressions import ARRAYS, both_refuse, evaluate, same
 
@@ -187,3 +188,54 @@ def test_an_index_changed_after_its_use_does_not_change_gradients(pick: Any) -> 
         out.backward()
         grads.append(x.grad.tolist())
     assert grads[0] == grads[1]
+
+
+# Sizes at which threads share the work, places named often, and the halves' wider sums.
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64"])
+@pytest.mark.parametrize("dim", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(40, 3, 1000), (1, 7, 9), (300, 200, 1)])
+def test_along_a_dimension_as_numpy(dtype: str, dim: int, shape: tuple[int, ...]) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.integers(-9, 9, shape).astype(dtype)
+    n = shape[dim]
+    picked = generator.integers(0, n, (*shape[:dim], 2 * n, *shape[dim + 1 :]))
+    vector = generator.integers(-n, n, 2 * n)
+    for places, call, adjoint, expected in (
+        (picked, tl.gather, _gather_back, np.take_along_axis(x, picked, dim)),
+        (vector, _select, _select_back, np.take(x, vector, dim)),
+    ):
+        t, index = tl.from_numpy(x), tl.from_numpy(places)
+        found = call(t, dim, index)
+        np.testing.assert_array_equal(found.numpy(), expected, strict=True)
+        sums = np.zeros(shape)
+        grid = list(np.ogrid[tuple(slice(k) for k in expected.shape)])
+        grid[dim] = places if places.ndim == 3 else vector.reshape(grid[dim].shape)
+        np.add.at(sums, tuple(grid), expected)
+        np.testing.assert_array_equal(adjoint(t, dim, index, found).numpy(), sums.astype(dtype))
+
+
+def _select(x: Any, dim: int, index: Any) -> Any:
+    return x[(slice(None),) * dim + (index,)]
+
+
+def _gather_back(x: Any, dim: int, index: Any, values: Any) -> Any:
+    return tl.zeros_like(x).scatter_add(dim, index, values)
+
+
+def _select_back(x: Any, dim: int, index: Any, values: Any) -> Any:
+    return tl.zeros_like(x).index_add(dim, index, values)
+
+
+def test_sums_at_places_do_not_depend_on_threads() -> None:
+    x, before = tl.randn(70, 600), pool.threads()
+    index, places = tl.randint(0, 70, (5000,)), tl.randint(0, 600, (70, 3000))
+    results = []
+    try:
+        for threads in (1, 3):
+            pool.set_threads(threads)
+            table = x.clone().requires_grad_()
+            table[index].square().sum().backward()
+            results.append([table.grad, x.scatter_add(1, places, tl.ones(70, 3000) / 3)])
+    finally:
+        pool.set_threads(before)
+    assert all(tl.equal(a, b) for a, b in zip(*results, strict=True))

@@ -101,6 +101,20 @@ def test_the_message_names_both_shapes_and_the_sizes() -> None:
         tl.ones(2, 3) @ tl.ones(4, 5)
 
 
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "tl.mm(x, a)", "tl.mm(a, x)", "tl.mv(x, [1.0])", "tl.dot([1.0], x[0])", "tl.bmm(a, x)",
+        "tl.outer(x[0], 2)", "tl.addmm(x, a, x)", "tl.matmul(a, x)", "tl.einsum('ij', [[1.0]])",
+        "tl.einsum('ij,jk', x, a)", "tl.tensordot(x, a)", "tl.tensordot(a, x)",
+    ],
+)  # fmt: skip
+def test_arrays_and_lists_are_no_tensors(expression: str) -> None:
+    scope = {"tl": tl, "x": tl.ones(2, 2), "a": np.ones((2, 2), np.float32)}
+    with pytest.raises(TypeError, match=r"must be a Tensor.*tensorlib\.tensor\(\)"):
+        eval(expression, scope)
+
+
 def test_half_precision_products_accumulate_in_float32(device: str) -> None:
     for dtype in (tl.float16, tl.bfloat16):
         x = tl.ones(1, 4096, dtype=dtype, device=device)

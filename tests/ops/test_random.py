@@ -1,5 +1,6 @@
 """Random numbers: Philox against its published vectors, streams, distributions, state."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import scipy.stats
 
 import tensorlib as tl
-from tensorlib.backend import get_backend, philox
+from tensorlib import random as rnd
+from tensorlib.backend import fused, get_backend, philox, pool
 
 from . import philox as reference
 
@@ -41,10 +43,103 @@ def test_words_are_the_blocks_of_a_stream(seed: int, offset: int, device: str) -
 def test_numbers_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tl.rand(1000, generator=tl.Generator().manual_seed(3))
     monkeypatch.setattr(philox, "_CHUNK", 7)
-    assert tl.equal(tl.rand(1000, generator=tl.Generator().manual_seed(3)), whole)
+    with fused.plain():
+        assert tl.equal(tl.rand(1000, generator=tl.Generator().manual_seed(3)), whole)
     g = tl.Generator().manual_seed(3)
     parts = [tl.rand(400, generator=g), tl.rand(600, generator=g)]
     assert tl.equal(tl.cat(parts), whole)
+
+
+PLACE = {"device": tl.device("cpu")}
+DRAWS: dict[str, Any] = {
+    "uniform f4": lambda n: (rnd.random_uniform, {"shape": (n,), "dtype": np.dtype("f4")}),
+    "uniform f8": lambda n: (rnd.random_uniform, {"shape": (n,), "dtype": np.dtype("f8")}),
+    "uniform f2": lambda n: (rnd.random_uniform, {"shape": (n,), "dtype": np.dtype("f2")}),
+    "integers": lambda n: (
+        rnd.random_integers,
+        {"shape": (n,), "dtype": np.dtype("u1"), "low": 3, "high": 200},
+    ),
+    "all words": lambda n: (
+        rnd.random_integers,
+        {"shape": (n,), "dtype": np.dtype("i8"), "low": -5, "high": 2**32 - 5},
+    ),
+    "permutation": lambda n: (rnd.random_permutation, {"n": n, "dtype": np.dtype("i8")}),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize(("seed", "offset"), [(5, 7), (2**64 - 3, 2**32 - 5), (9, 2**64 - 2)])
+def test_kernels_have_the_bits_of_the_plain_expressions(name: str, seed: int, offset: int) -> None:
+    for n in (0, 1, 3, 4, 5, 255, 256, 257, 1000):
+        draw, options = DRAWS[name](n)
+        found = draw(**options, **PLACE, seed=seed, offset=offset)
+        with fused.plain():
+            expected = draw(**options, **PLACE, seed=seed, offset=offset)
+        assert found.dtype is expected.dtype and tl.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_normals_are_close_to_exact_ones(dtype: str) -> None:
+    """Radius and angle from the same uniforms, in extended precision."""
+    options = {"dtype": np.dtype(dtype), "seed": 3, "offset": 4, "device": tl.device("cpu")}
+    u = rnd.random_uniform(shape=(20_000,), **options).numpy().reshape(-1, 2)
+    angle = (u[:, 1] * u.dtype.type(2 * np.pi)).astype(np.longdouble)
+    radius = np.sqrt(-2 * np.log(1 - u[:, 0].astype(np.longdouble)))
+    exact = np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1).reshape(-1)
+    found = rnd.random_normal(shape=(20_000,), **options).numpy()
+    assert found.dtype == dtype
+    assert (np.abs(found - exact) <= 4 * np.spacing(np.abs(exact).astype(dtype))).all()
+
+
+@pytest.mark.parametrize("dtype", [tl.float32, tl.float64, tl.float16])
+@pytest.mark.parametrize("p", [0.0, 1e-9, 0.1, 0.5, 1.0])
+def test_dropout_keeps_what_the_uniform_numbers_say(dtype: Any, p: float) -> None:
+    x = tl.arange(1, 1003).to(dtype).reshape(3, 334).T
+    tl.manual_seed(5)
+    drawn = tl.rand(334, 3, dtype=tl.float64 if dtype is tl.float64 else tl.float32)
+    after = tl.rand(2)
+    tl.manual_seed(5)
+    out = rnd.drop(x, p, 1.25)
+    kept = (drawn >= p).to(dtype)
+    assert tl.equal(out, x * (kept * 1.25))
+    assert tl.equal(tl.rand(2), after)
+    with fused.plain():
+        tl.manual_seed(5)
+        assert tl.equal(rnd.drop(x, p, 1.25), out)
+
+
+@pytest.mark.parametrize("dtype", [tl.float32, tl.float64])
+def test_a_number_that_equals_the_probability_is_kept(dtype: Any) -> None:
+    tl.manual_seed(8)
+    drawn = tl.rand(9, dtype=dtype)
+    for i in range(9):
+        tl.manual_seed(8)
+        kept = rnd.drop(tl.ones(9, dtype=dtype), drawn[i].item(), 1.0)
+        assert tl.equal(kept == 1, drawn >= drawn[i]) and kept[i] == 1
+
+
+def test_dropped_infinity_and_nan_show() -> None:
+    x = tl.tensor([math.nan, math.inf, -math.inf] * 100, requires_grad=True)
+    out = rnd.drop(x, 0.5, 2.0)
+    dropped = out.isnan() & ~x.isnan()
+    assert dropped.any() and (out.isinf() | dropped | x.isnan()).all()
+    out.backward(tl.ones(300))
+    assert x.grad is not None and set(x.grad.tolist()) == {0.0, 2.0}
+    assert tl.equal((x.grad == 0)[1::3], dropped[1::3])
+
+
+def test_numbers_do_not_depend_on_threads() -> None:
+    before, draws = pool.threads(), []
+    try:
+        for threads in (1, 3):
+            pool.set_threads(threads)
+            tl.manual_seed(2)
+            x = tl.rand(100_003)
+            more = tl.randn(70_001), tl.randint(9, (50_000,)), tl.randperm(40_000)
+            draws.append([x, *more, rnd.drop(x, 0.3, 1.0)])
+    finally:
+        pool.set_threads(before)
+    assert all(tl.equal(a, b) for a, b in zip(*draws, strict=True))
 
 
 def test_one_seed_one_stream(device: str) -> None:
