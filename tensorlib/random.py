@@ -7,6 +7,7 @@ used, on every device alike.
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -123,7 +124,12 @@ def set_rng_state(new_state: Any) -> None:
 @primitive(promotion=None, factory=True)
 def random_uniform(b, *, shape, dtype, device, seed, offset):
     """Uniform numbers in [0, 1)."""
-    values = philox.uniform(b.xp, seed, offset, int(np.prod(shape)), dtype.itemsize == 8)
+    count, double = math.prod(shape), dtype.itemsize == 8
+    fused = b.kernel("random_uniform")
+    if fused:
+        values = fused(seed, offset, count, double)
+    else:
+        values = philox.uniform(b.xp, seed, offset, count, double)
     if dtype in HALF:  # as many bits as the mantissa holds, or rounding would reach 1
         steps = 256 if dtype.kind == "V" else 2048
         values = b.floor(values * steps) / steps
@@ -133,7 +139,12 @@ def random_uniform(b, *, shape, dtype, device, seed, offset):
 @primitive(promotion=None, factory=True)
 def random_normal(b, *, shape, dtype, device, seed, offset):
     """Standard normal numbers."""
-    values = philox.normal(b.xp, seed, offset, int(np.prod(shape)), dtype.itemsize == 8)
+    count, double = math.prod(shape), dtype.itemsize == 8
+    fused = b.kernel("random_normal")
+    if fused:
+        values = fused(seed, offset, count, double)
+    else:
+        values = philox.normal(b.xp, seed, offset, count, double)
     return values.reshape(shape).astype(dtype, copy=False)
 
 
@@ -141,7 +152,10 @@ def random_normal(b, *, shape, dtype, device, seed, offset):
 def random_integers(b, *, shape, dtype, device, seed, offset, low, high):
     """Uniform integers in [low, high): the high half of word · range (Lemire 2019)."""
     span = high - low
-    count = int(np.prod(shape))
+    count = math.prod(shape)
+    fused = b.kernel("random_integers") if span <= 1 << 32 and -(1 << 63) <= low else None
+    if fused:
+        return fused(seed, offset, count, low, span).reshape(shape).astype(dtype, copy=False)
     if span < 1 << 32:
         values = philox.words(b.xp, seed, offset, count).astype(np.uint64)
         values = values * np.uint64(span) >> np.uint64(32)
@@ -156,7 +170,39 @@ def random_integers(b, *, shape, dtype, device, seed, offset, low, high):
 @primitive(promotion=None, factory=True)
 def random_permutation(b, *, n, dtype, device, seed, offset):
     """A permutation of range(n): the order of n random 64-bit keys."""
+    fused = b.kernel("random_order") if n < 1 << 32 else None
+    if fused:
+        return fused(seed, offset, n).astype(dtype, copy=False)
     return b.argsort(philox.words64(b.xp, seed, offset, n), kind="stable").astype(dtype)
+
+
+@primitive(
+    promotion=None,
+    outputs=("out", "kept"),
+    x=lambda g, kept, scale: scale_kept_p(g[0], kept, scale=scale),
+)
+def dropout_p(b, x, *, p, scale, seed, offset):
+    """x · scale where a uniform number reaches p, x · 0 elsewhere; and a bool for each element.
+
+    The numbers are those of `random_uniform`, of float32 for smaller types.
+    """
+    fused = b.kernel("dropout", x)
+    if fused:
+        return fused(x, p, scale, seed, offset)
+    drawn = philox.uniform(b.xp, seed, offset, x.size, x.dtype == np.float64)
+    kept = b.asarray(drawn >= drawn.dtype.type(p)).reshape(x.shape)
+    return scale_kept_p.forward(b, x, kept, scale=scale), kept
+
+
+@primitive(promotion=None, x=lambda g, kept, scale: scale_kept_p(g, kept, scale=scale))
+def scale_kept_p(b, x, kept, *, scale):
+    """x · scale where `kept`, x · 0 elsewhere: NaN stays NaN."""
+    fused = b.kernel("scale_kept", x)
+    if fused:
+        return fused(x, kept, scale)
+    factor = kept.astype(x.dtype)
+    factor *= factor.dtype.type(scale)
+    return x * factor
 
 
 def _draw(
@@ -331,6 +377,15 @@ def uniforms(like: Any, generator: Any = None, shape: Any = None) -> Any:
         device=like.device,
         generator=generator,
     )
+
+
+def drop(input: Any, p: float, scale: float) -> Any:
+    """`input` with zeros of probability `p`, what is left multiplied by `scale`."""
+    double = input._array.dtype == np.float64
+    count = input.numel()
+    seed_, offset = default_generator.take((count + count % 2) * (2 if double else 1))
+    options = {"p": p, "scale": scale, "seed": seed_, "offset": offset}
+    return apply(dropout_p, (input,), options)[0]
 
 
 def bernoulli(input: Any, p: Any = None, *, generator: Any = None, out: Any = None) -> Any:

@@ -44,6 +44,12 @@ class Backend:
         """
         return None
 
+    def affine(self, x: Any, y: Any, bias: Any) -> Any:
+        """``x @ y + bias`` for two matrices and a vector of one dtype."""
+        out = self.matmul(x, y)
+        out += bias
+        return out
+
     def special(self, name: str) -> Any:
         """The function `name` of scipy.special, or of its twin on the device."""
         raise NotImplementedError
@@ -67,3 +73,18 @@ class Backend:
     def add_rows(self, out: Any, index: Any, rows: Any) -> None:
         """``out[index[i]] += rows[i]`` for a matrix `out` and an integer vector `index`."""
         raise NotImplementedError
+
+
+def one_array(index: Any, ndim: int) -> tuple[int, Any] | None:
+    """Where the only array of an index stands, if the rest of it takes all of each dimension."""
+    items = index if isinstance(index, tuple) else (index,)
+    found = None
+    for dim, item in enumerate(items):
+        if hasattr(item, "dtype") and found is None:
+            found = dim, item
+        elif not (isinstance(item, slice) and item == _ALL):
+            return None
+    return found if len(items) <= ndim else None
+
+
+_ALL = slice(None)

@@ -129,11 +129,13 @@ def find(name: str, arrays: tuple[Any, ...]) -> Callable[..., Any] | None:
     if not _enabled:
         return None
     if arrays:
-        dtype = arrays[0].dtype
+        dtype = getattr(arrays[0], "dtype", None)  # rules may pass a Python number
+        if dtype is None:
+            return None
         if dtype not in _FLOATS and not (dtype.name in _HALVES and FILES[name] == "activation"):
             return None
         for x in arrays:
-            if x is not None and x.dtype != dtype:
+            if x is not None and getattr(x, "dtype", None) != dtype:
                 return None
         if dtype not in _FLOATS:
             return _in_single(name)

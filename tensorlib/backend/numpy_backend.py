@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from . import fused
-from .base import Backend
+from . import blas, fused
+from .base import Backend, one_array
 from .erf import erf32
 
 
@@ -19,6 +19,7 @@ class NumpyBackend(Backend):
 
     def __init__(self) -> None:
         super().__init__(np)
+        self.matmul, self.affine = blas.matmul, blas.affine
 
     def kernel(self, name: str, *arrays: Any) -> Callable[..., Any] | None:
         """The fused function `name`, if `arrays` (or None) are all of float32, or of float64."""
@@ -49,22 +50,34 @@ class NumpyBackend(Backend):
 
     def index_add(self, out: Any, index: Any, values: Any) -> None:
         """``out[index] += values``, with repeated places summed."""
-        np.add.at(out, index, values)
+        found = one_array(index, out.ndim)
+        if found is None:
+            np.add.at(out, index, values)
+            return
+        dim, places = found
+        if places.dtype.kind == "b":  # no place occurs twice
+            out[index] += values
+            return
+        kernel = self.kernel("add_rows", out)
+        if kernel is None or not out.flags.c_contiguous:
+            np.add.at(out, index, values)
+            return
+        shape = (*out.shape[:dim], *places.shape, *out.shape[dim + 1 :])
+        values = np.broadcast_to(values.astype(out.dtype, copy=False), shape)
+        flat = (*out.shape[:dim], places.size, *out.shape[dim + 1 :])
+        kernel(out, dim, places.reshape(-1), values.reshape(flat))
 
     def add_rows(self, out: Any, index: Any, rows: Any) -> None:
-        """``out[index[i]] += rows[i]``: summed in order by a sparse matrix product."""
-        if index.size == 0:
-            return
-        from scipy.sparse import csr_array
-
-        order = np.argsort(index, kind="stable")
-        found = index[order]
-        starts = np.flatnonzero(np.concatenate([[True], found[1:] != found[:-1]]))
-        wide = np.promote_types(rows.dtype, np.float32)
-        # Row i of this matrix has ones where the index is the i-th distinct one.
-        places = (np.ones(len(order), wide), order, np.append(starts, len(order)))
-        sums = csr_array(places, shape=(len(starts), len(order))) @ rows.astype(wide, copy=False)
-        out[found[starts]] += sums.astype(out.dtype, copy=False)
+        """``out[index[i]] += rows[i]``, in order; half precisions are summed in float32."""
+        sums = np.zeros(out.shape, np.float32) if out.dtype.itemsize == 2 else out
+        rows = rows.astype(sums.dtype, copy=False)
+        kernel = self.kernel("add_rows", sums)
+        if kernel and sums.flags.c_contiguous:
+            kernel(sums, 0, index, rows)
+        else:
+            np.add.at(sums, index, rows)
+        if sums is not out:
+            out += sums.astype(out.dtype)
 
 
 NUMPY = NumpyBackend()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-from ..autograd.core import TensorBase, apply, state, wrap
+from ..autograd.core import TensorBase, apply, wrap
 from ..autograd.inplace import assign, without_leading_ones, write_index
 from ..autograd.primitive import primitive, write_out
 from ..backend import get_backend, is_array
+from ..backend.base import one_array
 from ..dtypes import as_dtype
 from ..errors import ArgumentError, ArgumentTypeError, DimensionError, DtypeError, ShapeError
 from .shaping import check_dim, slice_p
@@ -19,7 +20,11 @@ from .shaping import check_dim, slice_p
 )
 def index_p(b, x, *, index):
     """Indexing with integer or boolean arrays; a copy."""
-    return x[index]
+    found = one_array(index, x.ndim)
+    if found is None or found[1].dtype.kind == "b":
+        return x[index]
+    fused = b.kernel("take", x) if found[0] else None
+    return fused(x, *found) if fused else b.take(x, found[1], axis=found[0])
 
 
 @primitive(promotion=None, x=lambda g, index: index_p(g, index=index))
@@ -53,12 +58,73 @@ def zero_index_p(b, x, *, index):
     return out
 
 
+# --- along a dimension ----------------------------------------------------------------------------
+
+
+def _open_grid(b: Any, dim: int, index: Any) -> tuple[Any, ...]:
+    """The index tuple that picks ``x[i][index[i][j]]...`` along `dim`: open grids elsewhere."""
+    parts = []
+    for d, n in enumerate(index.shape):
+        shape = [1] * index.ndim
+        shape[d] = n
+        parts.append(index if d == dim else b.arange(n).reshape(shape))
+    return tuple(parts)
+
+
+@primitive(
+    promotion=None,
+    x=lambda g, x_shape, dim, index: gather_back_p(g, shape=x_shape, dim=dim, index=index),
+)
+def gather_p(b, x, *, dim, index):
+    """Elements picked along `dim`."""
+    fused = b.kernel("gather", x)
+    return fused(x, dim, index) if fused else x[_open_grid(b, dim, index)]
+
+
+@primitive(promotion=None, x=lambda g, dim, index: gather_p(g, dim=dim, index=index))
+def gather_back_p(b, x, *, shape, dim, index):
+    """Zeros of `shape` with `x` added at the places that `gather` picks: its adjoint."""
+    out = b.zeros(shape, x.dtype)
+    fused = b.kernel("scatter", x)
+    if fused:
+        fused(out, dim, index, x, True)
+    else:
+        b.index_add(out, _open_grid(b, dim, index), x)
+    return out
+
+
+@primitive(
+    promotion=None,
+    x=lambda g, dim, index, add: g if add else scatter_zero_p(g, dim=dim, index=index),
+    values=lambda g, dim, index: gather_p(g, dim=dim, index=index),
+)
+def scatter_p(b, x, values, *, dim, index, add=False):
+    """x with `values` written (or added) at the places that `gather` picks."""
+    out = x.copy()
+    fused = b.kernel("scatter", x, values)
+    if fused:
+        fused(out, dim, index, values, add)
+    elif add:
+        b.index_add(out, _open_grid(b, dim, index), values.astype(x.dtype))
+    else:
+        out[_open_grid(b, dim, index)] = values
+    return out
+
+
+@primitive(promotion=None, x=lambda g, dim, index: scatter_zero_p(g, dim=dim, index=index))
+def scatter_zero_p(b, x, *, dim, index):
+    """x with zeros at the places that `gather` picks."""
+    out = x.copy()
+    out[_open_grid(b, dim, index)] = 0
+    return out
+
+
 # --- x[index] and x[index] = values --------------------------------------------------------------
 
 
 def _array_index(item: Any, like: Any) -> Any:
     """An index tensor (or list, or array) as a raw array of the right kind on the right device."""
-    raw = _own(item) if isinstance(item, TensorBase) else item
+    raw = item._array if isinstance(item, TensorBase) else item
     b = get_backend(like)
     if not is_array(raw):
         raw = b.asarray(raw, dtype="int64" if len(raw) == 0 else None)
@@ -70,11 +136,6 @@ def _array_index(item: Any, like: Any) -> Any:
             "convert with .long()"
         )
     return raw
-
-
-def _own(index: Any) -> Any:
-    """An index tensor's array, for backward in a copy that nobody can change meanwhile."""
-    return index._array.copy() if state.grad else index._array
 
 
 def _slice_of_ints(item: slice) -> slice:
@@ -216,9 +277,9 @@ def setitem(x: Any, index: Any, value: Any) -> None:
 # --- gather, scatter and their kin ---------------------------------------------------------------
 
 
-def _grid(x: Any, dim: int, index: Any, name: str) -> tuple[Any, ...]:
-    """The index tuple that picks ``x[i][index[i][j]]...`` along `dim`: open grids elsewhere."""
-    raw = _own(index)
+def _places(x: Any, dim: int, index: Any, name: str) -> Any:
+    """The array of an index tensor that picks along `dim`, checked."""
+    raw = index._array
     if raw.dtype.kind not in "iu":
         raise DtypeError(
             f"{name}: the index is {as_dtype(raw.dtype)}, expects int64; convert it with .long()"
@@ -230,17 +291,14 @@ def _grid(x: Any, dim: int, index: Any, name: str) -> tuple[Any, ...]:
     for d, (n, m) in enumerate(zip(raw.shape, x.shape, strict=True)):
         if d != dim and n > m:
             raise ShapeError(f"{name}: index size {n} exceeds input size {m} in dimension {d}")
-    n = x.shape[dim]
-    b = get_backend(raw)
-    if b.name == "cpu" and raw.size and (raw.min() < 0 or raw.max() >= n):
-        bad = int(raw.max()) if raw.max() >= n else int(raw.min())
-        raise ShapeError(f"{name}: index {bad} is out of bounds for dimension {dim} with size {n}")
-    parts = []
-    for d, n in enumerate(raw.shape):
-        shape = [1] * raw.ndim
-        shape[d] = n
-        parts.append(raw if d == dim else b.arange(n).reshape(shape))
-    return tuple(parts)
+    if get_backend(raw).name == "cpu" and raw.size:
+        n, low, high = x.shape[dim], int(raw.min()), int(raw.max())
+        if low < 0 or high >= n:
+            raise ShapeError(
+                f"{name}: index {high if high >= n else low} is out of bounds for dimension {dim} "
+                f"with size {n}"
+            )
+    return raw
 
 
 def gather(input: Any, dim: int, index: Any, *, sparse_grad: bool = False, out: Any = None) -> Any:
@@ -253,7 +311,8 @@ def gather(input: Any, dim: int, index: Any, *, sparse_grad: bool = False, out: 
     if input.ndim == 0:
         return input.reshape(1)[index.reshape(-1)].reshape(tuple(index.shape))
     d = check_dim(dim, input.ndim, "gather")
-    return write_out(out, apply(index_p, (input,), {"index": _grid(input, d, index, "gather")}))
+    options = {"dim": d, "index": _places(input, d, index, "gather")}
+    return write_out(out, apply(gather_p, (input,), options))
 
 
 def _scatter_source(src: Any, index: Any, like: Any) -> Any:
@@ -293,20 +352,20 @@ def scatter(
     """
     source = _scatter_source(value if src is None else src, index, input)
     d = check_dim(dim, input.ndim, "scatter")
-    where = _grid(input, d, index, "scatter")
+    where = {"dim": d, "index": _places(input, d, index, "scatter")}
     if reduce == "multiply":
         return _scatter_multiply(input, d, index, source)
     if reduce not in (None, "add"):
         raise ArgumentError(f"scatter: reduce is {reduce!r}; pass None, 'add' or 'multiply'")
-    return apply(index_put_p, (input, source), {"index": where, "accumulate": reduce == "add"})
+    return apply(scatter_p, (input, source), {**where, "add": reduce == "add"})
 
 
 def _scatter_multiply(input: Any, dim: int, index: Any, source: Any) -> Any:
     """One step along `dim` after the other: within a step no place is named twice."""
     ones = wrap(get_backend(input._array).ones_like(input._array))
     for places, values in zip(index.split(1, dim), source.split(1, dim), strict=True):
-        where = _grid(input, dim, places, "scatter")
-        input = input * apply(index_put_p, (ones, values), {"index": where})
+        where = {"dim": dim, "index": _places(input, dim, places, "scatter")}
+        input = input * apply(scatter_p, (ones, values), where)
     return input
 
 

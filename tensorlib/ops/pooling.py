@@ -12,19 +12,34 @@ sizes `shape` of the result.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import numpy as np
 
 from ..autograd.primitive import primitive
-from ..backend.windows import tap, taps
+from ..backend.windows import Sizes, tap, taps
 from .elementwise import mask_p
 from .precision import like, wide
 
 
 def _lowest(dtype: Any) -> Any:
     return np.iinfo(dtype).min if dtype.kind in "iu" else -math.inf
+
+
+@functools.lru_cache(512)
+def _filled(
+    sizes: Sizes, windows: Sizes, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes
+) -> bool:
+    """Whether every window has an element inside, which the kernels rely on."""
+    if len(sizes) > 3:
+        return False
+    for n, m, k, s, p, d in zip(sizes, windows, kernel, stride, padding, dilation, strict=True):
+        places = np.arange(m)[:, None] * s - p + np.arange(k) * d
+        if not ((places >= 0) & (places < n)).any(1).all():
+            return False
+    return True
 
 
 def _first_inside(
@@ -55,6 +70,9 @@ def _first_inside(
 )
 def max_pool_p(b, x, *, kernel, stride, padding, dilation, shape):
     """The largest element of each window (NaN if there is one), and its number in the window."""
+    fused = b.kernel("max_pool", x)
+    if fused and _filled(x.shape[2:], shape, kernel, stride, padding, dilation):
+        return fused(x, kernel, stride, padding, dilation, shape)
     small = math.prod(kernel) <= 256
     out = b.full((*x.shape[:2], *shape), _lowest(x.dtype), x.dtype)
     indices = b.empty(out.shape, "uint8" if small else "int32")
@@ -76,6 +94,9 @@ def max_pool_p(b, x, *, kernel, stride, padding, dilation, shape):
 )
 def window_scatter_p(b, x, indices, *, kernel, stride, padding, dilation, shape):
     """Zeros with the value of each window added at one of its elements."""
+    fused = b.kernel("window_scatter", x)
+    if fused and _filled(shape, x.shape[2:], kernel, stride, padding, dilation):
+        return fused(x, indices, kernel, stride, padding, dilation, shape)
     out = b.zeros((*x.shape[:2], *shape), wide(x).dtype)
     apart = all(d * (k - 1) < s for k, s, d in zip(kernel, stride, dilation, strict=True))
     for number, _, reads, found in taps(shape, x.shape[2:], kernel, stride, padding, dilation):
@@ -101,6 +122,9 @@ def window_scatter_p(b, x, indices, *, kernel, stride, padding, dilation, shape)
 )
 def window_gather_p(b, x, indices, *, kernel, stride, padding, dilation):
     """One element of each window, by its number."""
+    fused = b.kernel("window_gather", x)
+    if fused and _filled(x.shape[2:], indices.shape[2:], kernel, stride, padding, dilation):
+        return fused(x, indices, kernel, stride, padding, dilation)
     out = b.zeros(indices.shape, x.dtype)
     for number, _, reads, found in taps(
         x.shape[2:], indices.shape[2:], kernel, stride, padding, dilation
@@ -118,6 +142,9 @@ def window_gather_p(b, x, indices, *, kernel, stride, padding, dilation):
 )
 def sum_pool_p(b, x, *, kernel, stride, padding, shape, scale=1.0):
     """scale · the sum of each window, one axis after the other."""
+    fused = b.kernel("sum_pool", x) if len(shape) <= 3 else None
+    if fused:
+        return fused(x, kernel, stride, padding, shape, scale)
     out = wide(x)
     if kernel == x.shape[2:] and not any(padding):
         return like(b.asarray(b.sum(out, axis=tuple(range(2, x.ndim)), keepdims=True) * scale), x)
@@ -138,6 +165,9 @@ def sum_pool_p(b, x, *, kernel, stride, padding, shape, scale=1.0):
 )
 def spread_pool_p(b, x, *, kernel, stride, padding, shape, scale=1.0):
     """scale · the value of each window added to all of its elements: the adjoint of `sum_pool`."""
+    fused = b.kernel("spread_pool", x) if len(shape) <= 3 else None
+    if fused:
+        return fused(x, kernel, stride, padding, shape, scale)
     out = wide(x) * scale
     if kernel == shape and not any(padding):
         return like(b.ascontiguousarray(b.broadcast_to(out, (*x.shape[:2], *shape))), x)

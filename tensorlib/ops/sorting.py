@@ -8,11 +8,13 @@ from ..autograd.core import TensorBase, apply, wrap
 from ..autograd.primitive import primitive, write_out
 from ..backend import get_backend
 from ..errors import DtypeError, ShapeError
-from .arguments import result_repr
+from .arguments import not_tensors, result_repr
 from .elementwise import refuse_complex
-from .indexing import gather
+from .indexing import gather, gather_p
 from .reduction import argmax_p
 from .shaping import check_dim
+
+MOST = 128  # up to how many of the largest a kernel finds
 
 
 class sort_result(NamedTuple):
@@ -46,6 +48,8 @@ def argsort_p(b, x, *, dim, descending=False):
 
 def argsort(input: Any, dim: int = -1, descending: bool = False, stable: bool = False) -> Any:
     """The indices that sort along `dim`; always stable."""
+    if not isinstance(input, TensorBase):
+        raise not_tensors("argsort", input=input)
     if input.ndim == 0:
         return apply(argmax_p, (input,), {"dim": None, "keepdim": False})
     return apply(
@@ -64,28 +68,42 @@ def sort(
     return write_out(out, sort_result(values, indices))
 
 
+@primitive(promotion=None)
+def topk_p(b, x, *, k, dim, largest):
+    """The indices of the k largest (or smallest), in order; NaN counts as largest."""
+    refuse_complex("topk", x)
+    size = x.shape[dim]
+    fused = b.kernel("largest", x) if 0 < k <= MOST and 4 * k <= size else None
+    if fused:
+        return fused(x, k, dim, largest)
+    lead = (slice(None),) * dim
+    if not 0 < 8 * k <= size or x.dtype.kind != "f":
+        return argsort_p.forward(b, x, dim=dim, descending=largest)[(*lead, slice(0, k))]
+    # Find the k first, then sort only those.
+    start = size - k if largest else 0
+    found = b.argpartition(x, start if largest else k - 1, axis=dim)
+    kept = b.sort(found[(*lead, slice(start, start + k))], axis=dim)
+    values = b.take_along_axis(x, kept, axis=dim)
+    order = argsort_p.forward(b, values, dim=dim, descending=largest)
+    return b.take_along_axis(kept, order, axis=dim)
+
+
 def topk(input: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
     """(values, indices) of the `k` largest (or smallest) along `dim`, in order.
 
     Raises:
         ShapeError: k is negative or larger than the dimension.
     """
+    if not isinstance(input, TensorBase):
+        raise not_tensors("topk", input=input)
     d = check_dim(dim, input.ndim, "topk")
     size = input.shape[d] if input.ndim else 1
     if not 0 <= k <= size:
         raise ShapeError(f"topk: k is {k}; dimension {d} has {size} elements")
     if not input.ndim:
         return topk_result(*sort(input, d))
-    if 0 < 8 * k <= size and input._array.dtype.kind == "f":
-        # Find the k first (NaN counts as the largest, as in torch), then sort only those.
-        b = get_backend(input._array)
-        start = size - k if largest else 0
-        order = b.argpartition(input._array, start if largest else k - 1, axis=d)
-        kept = wrap(b.sort(order[(slice(None),) * d + (slice(start, start + k),)], axis=d))
-        indices = gather(kept, d, argsort(gather(input.detach(), d, kept), d, descending=largest))
-    else:
-        indices = argsort(input, d, descending=largest).narrow(d, 0, k)
-    return topk_result(gather(input, d, indices), indices)
+    indices = apply(topk_p, (input,), {"k": k, "dim": d, "largest": largest})
+    return topk_result(apply(gather_p, (input,), {"dim": d, "index": indices._array}), indices)
 
 
 def searchsorted(
