@@ -28,6 +28,7 @@ from .ops import (
     sorting,
     transcendental,
 )
+from .ops import softmax as softmax_ops
 from .ops.comparison import eq, ge, gt, le, lt, ne
 from .ops.elementwise import mul, neg
 
@@ -148,9 +149,9 @@ class Methods(TensorFields):
     std = reduction.std
     norm = reduction.norm
     cumsum = reduction.cumsum
-    logsumexp = reduction.logsumexp
-    softmax = reduction.softmax
-    log_softmax = reduction.log_softmax
+    logsumexp = softmax_ops.logsumexp
+    softmax = softmax_ops.softmax
+    log_softmax = softmax_ops.log_softmax
 
     sort = sorting.sort
     argsort = sorting.argsort

@@ -27,6 +27,7 @@ from .reduction import sum_p
 from .transcendental import rsqrt
 
 Axes = tuple[int, ...]
+Shape = tuple[int, ...] | None
 
 
 def _inner(axes: Axes, ndim: int) -> int:
@@ -71,9 +72,12 @@ def _constant_axes(shape: tuple[int, ...], axes: Axes, ndim: int) -> Axes:
 
 
 def _reference(
-    x: Any, weight: Any, bias: Any, *, axes: Axes, eps: float, centred: bool
-) -> tuple[Any, Any, Any]:
+    x: Any, weight: Any, bias: Any, *, axes: Axes, eps: float, centred: bool,
+    shape: Shape = None, affine: Shape = None,
+) -> tuple[Any, Any, Any]:  # fmt: skip
     half = x._array.dtype if x._array.dtype in HALF else None
+    given = x.shape
+    x, weight, bias = _views(x, weight, bias, shape, affine)
     if half is not None:
         x = x.float()
     count = max(math.prod([x.shape[a] for a in axes]), 1)
@@ -85,14 +89,46 @@ def _reference(
     out = centre * rsqrt(var + eps)
     out = out if weight is None else out * weight
     out = out if bias is None else out + bias
+    out = out if shape is None else out.reshape(given)
     return (out if half is None else cast(out, dtype=half)), mean, var
+
+
+def _views(x: Any, weight: Any, bias: Any, shape: Shape, affine: Shape) -> tuple[Any, Any, Any]:
+    """The inputs (arrays or tensors) in the shapes in which they are computed with."""
+    if shape is not None:
+        x = x.reshape(shape)
+    if affine is not None:
+        weight = None if weight is None else weight.reshape(affine)
+        bias = None if bias is None else bias.reshape(affine)
+    return x, weight, bias
 
 
 def _vjp(
     g: Any, b: Any, needs: Any, x: Any, weight: Any, bias: Any, mean: Any, var: Any,
+    axes: Axes, eps: float, centred: bool, shape: Shape, affine: Shape,
+) -> tuple[Any, ...]:  # fmt: skip
+    first = wide(g[0])
+    fused = b.kernel("normalize_back", x, first, weight, bias)
+    if fused:
+        found = fused(
+            first, g[1], g[2], x, weight, bias, mean, var, axes, eps, centred, shape, affine
+        )
+        if found is not None:
+            return found  # type: ignore[no-any-return]
+    given = x, weight, bias
+    x, weight, bias = _views(x, weight, bias, shape, affine)
+    g = (first.reshape(x.shape), g[1], g[2])
+    found = _gradients(g, b, needs, x, weight, bias, mean, var, axes, eps, centred)
+    return tuple(
+        [None if r is None else r.reshape(i.shape) for r, i in zip(found, given, strict=True)]
+    )
+
+
+def _gradients(
+    g: Any, b: Any, needs: Any, x: Any, weight: Any, bias: Any, mean: Any, var: Any,
     axes: Axes, eps: float, centred: bool,
 ) -> tuple[Any, Any, Any]:  # fmt: skip
-    g, g_mean, g_var = wide(g[0]), g[1], g[2]
+    g, g_mean, g_var = g
     centre = wide(x) - mean if centred else wide(x)
     count = math.prod([x.shape[a] for a in axes]) or 1
     scale = 1 / b.sqrt(var + eps)
@@ -141,12 +177,26 @@ def _fold(b: Any, x: Any, scale: Any, shape: tuple[int, ...]) -> Any:
 
 
 @primitive(promotion=None, outputs=("out", "mean", "var"), reference=_reference, vjp=_vjp)
-def normalize_p(b, x, weight, bias, *, axes, eps, centred=True):
+def normalize_p(b, x, weight, bias, *, axes, eps, centred=True, shape=None, affine=None):
     """((x - mean) / √(var + eps) · weight + bias, mean, var) over `axes`.
 
-    Weight and bias broadcast to x, or are None. The statistics keep `axes` with size 1, in single
-    precision at least.
+    The input is first seen in `shape`, weight and bias in `affine`, in which they broadcast to x,
+    or are None. The statistics keep `axes` with size 1, in single precision at least.
     """
+    fused = b.kernel("normalize", x, weight, bias)
+    if fused:
+        found = fused(x, weight, bias, axes, eps, centred, shape, affine)
+        if found is not None:
+            return found
+    given = x.shape
+    x, weight, bias = _views(x, weight, bias, shape, affine)
+    out, mean, var = _normalize(b, x, weight, bias, axes, eps, centred)
+    return out.reshape(given), mean, var
+
+
+def _normalize(
+    b: Any, x: Any, weight: Any, bias: Any, axes: Axes, eps: float, centred: bool
+) -> tuple[Any, Any, Any]:
     count = math.prod([x.shape[a] for a in axes]) or 1
     out = wide(x)
     if centred:
@@ -169,3 +219,34 @@ def normalize_p(b, x, weight, bias, *, axes, eps, centred=True):
     if bias is not None:
         out += bias
     return like(out, x), mean, var
+
+
+# --- given statistics ----------------------------------------------------------------------------
+
+
+def _channel_sums(x: Any) -> Any:
+    """Σ over all dimensions but the second."""
+    return sum_p(x, dim=tuple(i for i in range(x.ndim) if i != 1))
+
+
+def _scale_x(g: Any, x_shape: Any, scale: Any) -> Any:
+    return g * scale.reshape((-1,) + (1,) * (len(x_shape) - 2))
+
+
+@primitive(
+    promotion=None,
+    promoted=("x",),
+    x=_scale_x,
+    scale=lambda g, x: _channel_sums(g * x),
+    shift=lambda g: _channel_sums(g),
+)
+def scale_channels_p(b, x, scale, shift):
+    """x · scale + shift with one scale and shift per channel of x (N, C, ...)."""
+    values, scale, shift = wide(x), wide(scale), wide(shift)
+    fused = b.kernel("scale_channels", values, scale, shift)
+    if fused:
+        return like(fused(values, scale, shift), x)
+    column = (-1,) + (1,) * (x.ndim - 2)
+    out = values * scale.reshape(column)
+    out += shift.reshape(column)
+    return like(out, x)

@@ -6,7 +6,7 @@ import math
 import string
 from typing import Any
 
-from ..autograd.core import apply
+from ..autograd.core import TensorBase, apply
 from ..autograd.primitive import primitive, write_out
 from ..dtypes import HALF, as_dtype
 from ..errors import ArgumentError, DtypeError, ShapeError
@@ -71,10 +71,15 @@ def matmul_p(b, x, y):
 )
 def linear_p(b, x, weight, bias):
     """x Wᵀ + bias; x is (..., in), W (out, in)."""
-    out = matmul_p.forward(b, x, weight.transpose(1, 0))
-    if bias is not None:
+    if bias is None:
+        return matmul_p.forward(b, x, weight.transpose(1, 0))
+    if not x.dtype == weight.dtype == bias.dtype or x.dtype in HALF:
+        out = matmul_p.forward(b, x, weight.transpose(1, 0))
         out += bias
-    return out
+        return out
+    rows = x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    out = b.affine(rows, weight.transpose(1, 0), bias)
+    return out if x.ndim == 2 else out.reshape(*x.shape[:-1], out.shape[1])
 
 
 # --- public functions with torch's arguments -----------------------------------------------------
@@ -116,6 +121,8 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 def _of_dims(x: Any, ndim: int, name: str, what: str) -> None:
+    if not isinstance(x, TensorBase):
+        raise not_tensors(name, **{what: x})
     if x._array.ndim != ndim:
         raise ShapeError(f"{name}: {what} has shape {list(x.shape)}, expects {ndim} dimensions")
 
@@ -194,6 +201,8 @@ def tensordot(a: Any, b: Any, dims: Any = 2, out: Any = None) -> Any:
     Raises:
         ShapeError: the sizes of two such dimensions differ.
     """
+    if not (isinstance(a, TensorBase) and isinstance(b, TensorBase)):
+        raise not_tensors("tensordot", a=a, b=b)
     if isinstance(dims, int):
         first, second = list(range(a.ndim - dims, a.ndim)), list(range(dims))
     else:
@@ -278,16 +287,15 @@ def _contract(x: Any, xt: str, y: Any, yt: str, keep: str) -> tuple[Any, str]:
     def count(letters: list[str]) -> int:
         return math.prod([sizes[c] for c in letters])
 
-    def arranged(t: Any, term: str, groups: list[list[str]]) -> Any:
-        order = [c for group in groups for c in group]
+    def arranged(t: Any, term: str, rows: list[str], columns: list[str]) -> Any:
+        order = batch + rows + columns
         t = permute(t, [term.index(c) for c in order])
         wide = tuple(sizes[c] for c in order)
         t = t if tuple(t.shape) == wide else expand(t, wide)
-        return reshape(t, tuple(count(group) for group in groups))
+        # Dimensions of the batch stay apart: joining those of a permuted operand would copy it.
+        return reshape(t, (*(sizes[c] for c in batch), count(rows), count(columns)))
 
-    product = matmul(
-        arranged(x, xt, [batch, left, summed]), arranged(y, yt, [batch, summed, right])
-    )
+    product = matmul(arranged(x, xt, left, summed), arranged(y, yt, summed, right))
     order = batch + left + right
     return reshape(product, tuple(sizes[c] for c in order)), "".join(order)
 
@@ -309,6 +317,8 @@ def einsum(equation: str, *operands: Any) -> Any:
         if len(operands) == 1 and isinstance(operands[0], tuple | list)
         else list(operands)
     )
+    if not all(isinstance(x, TensorBase) for x in given):
+        raise not_tensors("einsum", **{f"operands[{i}]": x for i, x in enumerate(given)})
     terms, result = _parse(equation, given)
     pairs = [_without_repeats(x, term) for x, term in zip(given, terms, strict=True)]
     x, xt = pairs[0]

@@ -1,4 +1,4 @@
-"""Reductions: sum, mean, prod, extremes, variance, norms, softmax, cumulative sums."""
+"""Reductions: sum, mean, prod, extremes, variance, norms, cumulative sums."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..errors import ArgumentError, DimensionError, DtypeError, ShapeError
 from .arguments import not_tensors, numpy_names, result_repr
 from .elementwise import abs as abs_
 from .elementwise import cast, maximum, minimum, refuse_complex, sign, where
-from .joining import flip, unbind
+from .joining import unbind
 from .precision import like, wide
 from .shaping import check_dim, dims_of, expand_back, reshape_any
-from .transcendental import exp, sqrt
 from .transcendental import pow as power
+from .transcendental import sqrt
 
 
 class max_result(NamedTuple):
@@ -49,6 +49,14 @@ class aminmax_result(NamedTuple):
         return result_repr(self)
 
 
+def total(b: Any, x: Any, dim: Any, keepdim: bool) -> Any:
+    """A sum in the dtype of x; half-precision ones run in float32."""
+    fused = b.kernel("sum", x) if x.size > 2048 else None  # small ones take as long in NumPy
+    if fused:
+        return fused(x, dim, keepdim)
+    return _accumulate(b, "sum", x, dim, keepdim)
+
+
 def _accumulate(b: Any, name: str, x: Any, dim: Any, keepdim: bool) -> Any:
     """A sum or product in the dtype of x; half-precision ones run in float32."""
     if x.dtype in HALF:
@@ -61,7 +69,7 @@ def _accumulate(b: Any, name: str, x: Any, dim: Any, keepdim: bool) -> Any:
 @primitive(promotion=None, x=lambda g, x_shape, dim, keepdim: expand_back(g, x_shape, dim, keepdim))
 def sum_p(b, x, *, dim=None, keepdim=False):
     """The sum over dimensions."""
-    return _accumulate(b, "sum", x, dim, keepdim)
+    return total(b, x, dim, keepdim)
 
 
 @primitive(
@@ -72,7 +80,7 @@ def sum_p(b, x, *, dim=None, keepdim=False):
 )
 def mean_p(b, x, *, dim=None, keepdim=False):
     """The mean over dimensions."""
-    return like(b.sum(wide(x), axis=dim, keepdims=keepdim) / _count(x.shape, dim), x)
+    return like(total(b, wide(x), dim, keepdim) / _count(x.shape, dim), x)
 
 
 def _count(shape: tuple[int, ...], dim: tuple[int, ...] | None) -> int:
@@ -91,6 +99,9 @@ def _prod_reference(x: Any, dim: int, keepdim: bool) -> Any:
 
 def _prod_x(g: Any, b: Any, x: Any, dim: int, keepdim: bool) -> Any:
     """g · the product of the others, by exclusive products from both sides: zeros may occur."""
+    fused = b.kernel("product_back", x, g)
+    if fused:
+        return fused(g, x, dim)
     ones = b.ones_like(b.take(x, b.arange(0, 1), axis=dim)) if x.shape[dim] else x
     n = x.shape[dim]
     first = b.take(x, b.arange(n - 1), axis=dim) if n else x
@@ -103,6 +114,9 @@ def _prod_x(g: Any, b: Any, x: Any, dim: int, keepdim: bool) -> Any:
 @primitive(promotion=None, reference=_prod_reference, x=_prod_x)
 def prod_p(b, x, *, dim, keepdim=False):
     """The product over one dimension."""
+    fused = b.kernel("product", x)
+    if fused:
+        return fused(x, dim, keepdim)
     return _accumulate(b, "prod", x, dim, keepdim)
 
 
@@ -170,59 +184,15 @@ def all_p(b, x, *, dim=None, keepdim=False):
     return b.all(x, axis=dim, keepdims=keepdim)
 
 
-@primitive(promotion=None, x=lambda g, dim: flip(cumsum_p(flip(g, (dim,)), dim=dim), (dim,)))
-def cumsum_p(b, x, *, dim):
-    """The running sum."""
-    return like(b.cumsum(wide(x), axis=dim, dtype=None if x.dtype in HALF else x.dtype), x)
-
-
-@primitive(
-    promotion="float",
-    x=lambda g, x, out, dim, keepdim: (
-        expand_back(g, x.shape, dim, keepdim)
-        * exp(_finite_difference(x, expand_back(out, x.shape, dim, keepdim)))
-    ),
-)
-def logsumexp_p(b, x, *, dim, keepdim=False):
-    """log Σ eˣ without overflow."""
-    values = wide(x)
-    if not x.size:  # log 0, or nothing
-        return like(b.log(b.sum(values, axis=dim, keepdims=keepdim)), x)
-    top = b.max(values, axis=dim, keepdims=True)
-    top = b.where(b.isfinite(top), top, 0).astype(values.dtype)
-    out = b.log(b.sum(b.exp(values - top), axis=dim, keepdims=True)) + top
-    return like(out if keepdim else b.squeeze(out, dim), x)
-
-
-def _finite_difference(x: Any, out: Any) -> Any:
-    return where(x == out, 0, x - out)
-
-
-def _softmax_x(g: Any, out: Any, dim: int) -> Any:
-    return out * (g - sum_p(g * out, dim=(dim,), keepdim=True))
-
-
-@primitive(promotion="float", x=_softmax_x)
-def softmax_p(b, x, *, dim):
-    """eˣ / Σ eˣ along a dimension."""
-    if x.size == 0:
-        return x.copy()
-    out = x - b.max(x, axis=dim, keepdims=True)
-    out = b.exp(out, out=out)
-    out /= _accumulate(b, "sum", out, dim, True)
-    return out
-
-
-@primitive(
-    promotion="float", x=lambda g, out, dim: g - exp(out) * sum_p(g, dim=(dim,), keepdim=True)
-)
-def log_softmax_p(b, x, *, dim):
-    """log softmax, without overflow."""
-    if x.size == 0:
-        return x.copy()
-    out = x - b.max(x, axis=dim, keepdims=True)
-    out -= b.log(_accumulate(b, "sum", b.exp(out), dim, True))
-    return out
+@primitive(promotion=None, x=lambda g, dim, reverse: cumsum_p(g, dim=dim, reverse=not reverse))
+def cumsum_p(b, x, *, dim, reverse=False):
+    """The running sum, from the end if `reverse`; on the CPU float32 is summed in float64."""
+    fused = b.kernel("running_sum", x)
+    if fused:
+        return fused(x, dim, reverse)
+    values = b.flip(wide(x), dim) if reverse else wide(x)
+    sums = b.cumsum(values, axis=dim, dtype=None if x.dtype in HALF else x.dtype)
+    return like(b.flip(sums, dim) if reverse else sums, x)
 
 
 def _norm_x(g: Any, x: Any, out: Any, dim: Any, keepdim: bool) -> Any:
@@ -240,6 +210,9 @@ def norm2_p(b, x, *, dim=None, keepdim=False):
     if x.dtype.kind == "c":
         return b.sqrt(b.sum(x.real**2 + x.imag**2, axis=dim, keepdims=keepdim))
     values = wide(x)
+    fused = b.kernel("norm2", values)
+    if fused:
+        return like(fused(values, dim, keepdim), x)
     return like(b.sqrt(b.sum(values * values, axis=dim, keepdims=keepdim)), x)
 
 
@@ -280,7 +253,12 @@ def nansum(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = N
     return sum(where(input != input, 0, input), dim, keepdim, dtype=dtype)
 
 
-def _require_float(input: Any, name: str) -> None:
+def require_float(input: Any, name: str) -> None:
+    """Refuse integers and bools.
+
+    Raises:
+        DtypeError: the tensor holds such.
+    """
     try:
         kind = input._array.dtype.kind
     except AttributeError:
@@ -302,7 +280,7 @@ def mean(
         DtypeError: the tensor is not floating-point or complex and no `dtype` is given.
     """
     x = input if dtype is None else input.to(as_dtype(dtype))
-    _require_float(x, "mean")
+    require_float(x, "mean")
     return write_out(out, apply(mean_p, (x,), {"dim": dims_of(x, dim, "mean"), "keepdim": keepdim}))
 
 
@@ -338,14 +316,14 @@ def aminmax(input: Any, *, dim: int | None = None, keepdim: bool = False) -> ami
 
 
 def _extreme(input: Any, dim: int, keepdim: bool, arg: Any, result: Any) -> Any:
-    from .indexing import gather
+    from .indexing import gather_p
 
     if input.ndim == 0:
         check_dim(dim, 0, "max")
         return result(input.clone(), apply(arg, (input,), {"dim": None, "keepdim": False}))
     d = check_dim(dim, input.ndim, arg.name)
     indices = apply(arg, (input,), {"dim": d, "keepdim": True})
-    values = gather(input, d, indices)
+    values = apply(gather_p, (input,), {"dim": d, "index": indices._array})
     return result(values, indices) if keepdim else result(values.squeeze(d), indices.squeeze(d))
 
 
@@ -376,6 +354,8 @@ def min(
 
 
 def _arg(p: Any, input: Any, dim: int | None, keepdim: bool) -> Any:
+    if not isinstance(input, TensorBase):
+        raise not_tensors(p.name, input=input)
     if dim is not None and input.ndim:
         return apply(p, (input,), {"dim": check_dim(dim, input.ndim, p.name), "keepdim": keepdim})
     flat = input if input.ndim else input.reshape(1)
@@ -443,7 +423,7 @@ def var(
         dim, unbiased = None, dim
     if correction is None:
         correction = 1 if unbiased is None else int(unbiased)
-    _require_float(input, "var")
+    require_float(input, "var")
     dims = dims_of(input, dim, "var")
     centred = input - apply(mean_p, (input,), {"dim": dims, "keepdim": True})
     squares = abs_(centred) ** 2 if input._array.dtype.kind == "c" else centred * centred
@@ -503,7 +483,7 @@ def norm(
         ArgumentError: p is a string other than "fro".
     """
     x = input if dtype is None else input.to(as_dtype(dtype))
-    _require_float(x, "norm")
+    require_float(x, "norm")
     dims = dims_of(x, dim, "norm")
     if isinstance(p, str):
         if p != "fro":
@@ -532,33 +512,3 @@ def cumsum(input: Any, dim: int, *, dtype: Any = None, out: Any = None) -> Any:
     if x.ndim == 0:
         return write_out(out, x.clone())
     return write_out(out, apply(cumsum_p, (x,), {"dim": check_dim(dim, x.ndim, "cumsum")}))
-
-
-@numpy_names
-def logsumexp(input: Any, dim: Any, keepdim: bool = False, *, out: Any = None) -> Any:
-    """log Σ eˣ over `dim`, without overflow."""
-    return write_out(
-        out,
-        apply(logsumexp_p, (input,), {"dim": dims_of(input, dim, "logsumexp"), "keepdim": keepdim}),
-    )
-
-
-def _softmax_of(p: Any, input: Any, dim: int, dtype: Any) -> Any:
-    x = input if dtype is None else input.to(as_dtype(dtype))
-    _require_float(x, p.name)
-    if x.ndim == 0:
-        check_dim(dim, 0, p.name)
-        return apply(p, (x.reshape(1),), {"dim": 0}).reshape(())
-    return apply(p, (x,), {"dim": check_dim(dim, x.ndim, p.name)})
-
-
-@numpy_names
-def softmax(input: Any, dim: int, dtype: Any = None) -> Any:
-    """eˣ / Σ eˣ along `dim`."""
-    return _softmax_of(softmax_p, input, dim, dtype)
-
-
-@numpy_names
-def log_softmax(input: Any, dim: int, dtype: Any = None) -> Any:
-    """log(softmax(x)) along `dim`, without overflow."""
-    return _softmax_of(log_softmax_p, input, dim, dtype)

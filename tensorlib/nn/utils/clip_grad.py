@@ -30,6 +30,9 @@ def _norm(xp: Any, a: Any, p: float) -> Any:
         return xp.zeros((), a.real.dtype)
     if a.dtype.itemsize < 4:
         a = a.astype("float32")
+    fused = get_backend(a).kernel("square_sum", a) if p == 2.0 else None
+    if fused:
+        return xp.asarray(math.sqrt(fused(a)), a.dtype)
     flat = a.reshape(-1)
     if p == 2.0:
         return xp.sqrt(xp.vdot(flat, flat).real)
@@ -96,6 +99,8 @@ def clip_grads_with_norm_(
         norm = total_norm._array if xp.__name__ == "cupy" else float(total_norm)
         scale = xp.minimum(float(max_norm) / (norm + 1e-6), 1.0)  # on a GPU, without waiting for it
         array = g._array
+        if xp.__name__ != "cupy" and scale == 1.0:
+            continue  # already short enough
         if array.dtype.itemsize < 4:
             array[...] = array * scale.astype("float32")
         else:
