@@ -9,7 +9,8 @@ import ctypes
 import functools
 import mmap
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,9 @@ class _Block:
             "data": (owner.address + start, False),
         }
 
-    def __del__(self) -> None:
-        self._owner._give(self._start, self._length)
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not is_finalizing():  # at exit the modules are gone, and soon the arena is
+            self._owner._give(self._start, self._length)
 
 
 class Arena(Mapping):

@@ -15,6 +15,8 @@ Source: Zhao et al., PyTorch FSDP: Experiences on Scaling Fully Sharded Data Par
 Rajbhandari et al., ZeRO, SC 2020 (stages 2 and 3).
 """
 
+import functools
+import math
 import mmap
 from collections.abc import Iterator
 from typing import Any
@@ -30,8 +32,37 @@ from tensorlib.distributed.tensors import tensors_in
 from tensorlib.distributed.work import Work, progress
 from tensorlib.errors import ArgumentError, DistributedError
 from tensorlib.nn import Module, Parameter
+from tensorlib.tensor import Tensor
 
 __all__ = ["FSDPModule", "fully_shard"]
+
+
+class Sharding:
+    """The group that some parameters are divided among.
+
+    Args:
+        communicator: the group.
+    """
+
+    def __init__(self, communicator: Communicator) -> None:
+        self.communicator = communicator
+
+    def norm(self, local: Tensor, p: float) -> Tensor:
+        """The p-norm of what all ranks have, from that of what this one has."""
+        total = np.array([float(local)])
+        if math.isinf(p):
+            op = ReduceOp.MAX if p > 0 else ReduceOp.MIN
+            self.communicator.all_reduce(total, op).wait()
+        else:
+            total **= p or 1
+            self.communicator.all_reduce(total).wait()
+            total **= 1 / p if p else 1
+        return wrap(np.asarray(total[0], local._array.dtype))
+
+
+@functools.cache
+def _sharding(communicator: Communicator) -> Sharding:
+    return Sharding(communicator)
 
 
 class ShardedParameter:
@@ -40,14 +71,15 @@ class ShardedParameter:
     Args:
         name: for messages.
         parameter: the whole parameter, equal on all ranks; it becomes this rank's shard.
-        communicator: the group.
+        sharding: the group.
 
     Attributes:
         rows: how many rows this rank has.
         shape: of the whole parameter.
     """
 
-    def __init__(self, name: str, parameter: Parameter, communicator: Communicator) -> None:
+    def __init__(self, name: str, parameter: Parameter, sharding: Sharding) -> None:
+        communicator = sharding.communicator
         self.name, self.parameter, self._communicator = name, parameter, communicator
         whole = parameter._array
         self.shape, self.dtype = whole.shape, whole.dtype
@@ -70,7 +102,7 @@ class ShardedParameter:
         self.shard.reshape(-1)[...] = flat[start * width : (start + self.rows) * width]
         self._held: Any = None  # the shard's gradient of earlier backwards
         parameter._array = self.shard
-        parameter.__dict__["sharded_over"] = communicator
+        parameter.__dict__["sharding"] = sharding
 
     def gather(self) -> Work:
         """Start to bring the whole parameter here."""
@@ -116,17 +148,17 @@ class Unit:
 
     Args:
         module: the module; parameters of units inside it are theirs.
-        communicator: the group.
+        sharding: the group.
         reshard: free the whole parameters between forward and backward.
     """
 
     by_parameter: dict[Parameter, ShardedParameter]
 
-    def __init__(self, module: Module, communicator: Communicator, reshard: bool) -> None:
+    def __init__(self, module: Module, sharding: Sharding, reshard: bool) -> None:
         taken: set[Parameter] = {p for unit in units_of(module) for p in unit.by_parameter}
         own = {p: name for name, p in module.named_parameters() if p not in taken}
-        self.communicator, self.reshard_after_forward = communicator, reshard
-        self.by_parameter = {p: ShardedParameter(name, p, communicator) for p, name in own.items()}
+        self.reshard_after_forward = reshard
+        self.by_parameter = {p: ShardedParameter(name, p, sharding) for p, name in own.items()}
         self.is_whole = self._in_backward = False
         self.syncs = True
         self._pending: set[Parameter] = set()
@@ -263,7 +295,7 @@ def fully_shard(
     ]
     for work in works:
         work.wait()
-    unit = Unit(module, communicator, reshard_after_forward)
+    unit = Unit(module, _sharding(communicator), reshard_after_forward)
     module.__dict__["_fsdp_unit"] = unit
     kind = type(module)
     module.__class__ = type(f"FSDP{kind.__name__}", (FSDPModule, kind), {})

@@ -111,6 +111,21 @@ def test_gradients_accumulate(world: Communicator) -> None:
     assert_same(net, alone)
 
 
+@pytest.mark.parametrize("norm_type", [2.0, 1.0, float("inf")])
+def test_clipping_sees_the_gradients_of_all_ranks(norm_type, world: Communicator) -> None:
+    net, alone = sharded(world)
+    x, mine = batch(0, world)
+    (net(mine) ** 2).mean().backward()
+    (alone(x) ** 2).mean().backward()
+    norms = [nn.utils.clip_grad_norm_(m.parameters(), 0.01, norm_type) for m in (net, alone)]
+    assert_allclose(float(norms[0]), float(norms[1]), rtol=1e-12)
+    assert float(norms[1]) > 0.02
+    optimizers = [optim.SGD(m.parameters(), lr=1.0) for m in (net, alone)]
+    for optimizer in optimizers:
+        optimizer.step()
+    assert_same(net, alone)
+
+
 def test_a_unit_used_twice_in_one_forward(world: Communicator) -> None:
     tl.manual_seed(0)
     block, alone = Block(6).double(), None

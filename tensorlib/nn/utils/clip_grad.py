@@ -108,6 +108,23 @@ def clip_grads_with_norm_(
         g._bump()
 
 
+def _norm_over_ranks(parameters: list[Tensor], norm_type: float, error: bool) -> Tensor:
+    """The norm of all gradients; of parameters that ranks divide among them, of all their parts.
+
+    A divided parameter has the attribute ``sharding``, whose ``norm(local, p)`` every rank calls.
+    """
+    divided: dict[Any, list[Tensor]] = {}
+    for p in parameters:
+        divided.setdefault(getattr(p, "sharding", None), []).append(p)
+    if set(divided) <= {None}:
+        return get_total_norm(_gradients(parameters), norm_type, error)
+    norms = []
+    for sharding, own in divided.items():
+        local = get_total_norm(_gradients(own), norm_type)
+        norms.append(local if sharding is None else sharding.norm(local, float(norm_type)))
+    return get_total_norm(norms, norm_type, error)
+
+
 def clip_grad_norm_(
     parameters: Tensors,
     max_norm: float,
@@ -136,7 +153,7 @@ def clip_grad_norm_(
         warnings.warn(
             "`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=2
         )
-    total_norm = get_total_norm(_gradients(parameters), norm_type, error_if_nonfinite)
+    total_norm = _norm_over_ranks(parameters, norm_type, error_if_nonfinite)
     clip_grads_with_norm_(parameters, max_norm, total_norm)
     return total_norm
 
