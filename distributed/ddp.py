@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tensorlib import execution
 from tensorlib.autograd import is_grad_enabled
 from tensorlib.autograd.core import wrap
 from tensorlib.distributed.algorithms.join import Join, Joinable, JoinHook
@@ -312,6 +313,8 @@ class DistributedDataParallel(Module, Joinable):
         statistics = Statistics(self.module) if self.module.training else None
         self._reducer.begin_shards(sums)
         start = sums.bounds[sums.mine[0]]
+        before = execution.are_deterministic_algorithms_enabled()
+        execution.use_deterministic_algorithms(True)  # the bits of a product on any threads
         try:
             for shard in sums.mine:
                 sums.shard = shard
@@ -331,6 +334,7 @@ class DistributedDataParallel(Module, Joinable):
                 statistics.fold(_everyones_parts(statistics, sums, communicator))
         finally:
             self._reducer.end_shards()
+            execution.use_deterministic_algorithms(before)
             self.require_backward_grad_sync = True
             after = np.array([seed, offset + 1], np.uint64).view(np.uint8)
             generator.set_state(wrap(after))

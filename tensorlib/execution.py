@@ -19,10 +19,13 @@ def compile(model: Callable[..., Any] | None = None, **options: Any) -> Any:
 
 
 def use_deterministic_algorithms(mode: bool, *, warn_only: bool = False) -> None:
-    """Ask for the same bits in every run, which CPU operations give at a fixed number of threads.
+    """Ask for the same bits on any number of threads.
+
+    CPU operations give the same bits in every run at one number of threads. With `mode`, matrix
+    products, the only ones that depend on it, are divided by their sizes alone.
 
     Args:
-        mode: Remembered, for `are_deterministic_algorithms_enabled`.
+        mode: Whether to.
         warn_only: Accepted as in torch.
     """
     global _deterministic
