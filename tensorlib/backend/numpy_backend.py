@@ -19,7 +19,7 @@ class NumpyBackend(Backend):
 
     def __init__(self) -> None:
         super().__init__(np)
-        self.matmul, self.affine = blas.matmul, blas.affine
+        self.__dict__.update(matmul=blas.matmul, affine=blas.affine)
 
     def kernel(self, name: str, *arrays: Any) -> Callable[..., Any] | None:
         """The fused function `name`, if `arrays` (or None) are all of float32, or of float64."""

@@ -308,23 +308,20 @@ def _give() -> Any:
     return inline(give)
 
 
-def functions() -> dict[str, tuple[int, Callable[..., int]]]:  # noqa: C901 (short ones)
-    """The number of arguments and the source of each of malloc, calloc, realloc, free and trim."""
+def _large() -> tuple[Any, Any, Any]:
+    """Helpers: count bytes; take a block of our own, or 0; give such a block back."""
     read, write = load("i8"), store("i8")
-    call2, call3 = _call(2), _call(3)
+    call3 = _call(3)
     add, lock = _atomic()
     period, take = _take()
-    give, trim = _give(), _trim()
+    give = _give()
 
     def count(record, bytes):  # type: ignore[no-untyped-def]
         live = add(record + 8 * LIVE, bytes) + bytes
         if live > read(record + 8 * PEAK):
             write(record + 8 * PEAK, live)
 
-    def owns(record, address):  # type: ignore[no-untyped-def]
-        return read(record + 8 * BASE) <= address < read(record + 8 * LIMIT)
-
-    count, owns = inline(count), inline(owns)
+    count = inline(count)
 
     def large(record, size, clear):  # type: ignore[no-untyped-def]
         while not lock(record):
@@ -341,7 +338,31 @@ def functions() -> dict[str, tuple[int, Callable[..., int]]]:  # noqa: C901 (sho
                 call3(read(record + 8 * MEMSET), address, 0, dirty)
         return address
 
-    large = inline(large)
+    def drop(record, address):  # type: ignore[no-untyped-def]
+        extent = address - _HEADER
+        size = read(extent + 8 * _WANTED)
+        add(record + 8 * LIVE, -size)
+        add(record + 8 * LARGE, -size)
+        while not lock(record):
+            pass
+        give(record, extent)
+        add(record, -1)
+
+    return count, inline(large), inline(drop)
+
+
+def functions() -> dict[str, tuple[int, Callable[..., int]]]:
+    """The number of arguments and the source of each of malloc, calloc, realloc, free and trim."""
+    read = load("i8")
+    call2, call3 = _call(2), _call(3)
+    add, lock = _atomic()
+    trim = _trim()
+    count, large, drop = _large()
+
+    def owns(record, address):  # type: ignore[no-untyped-def]
+        return read(record + 8 * BASE) <= address < read(record + 8 * LIMIT)
+
+    owns = inline(owns)
 
     def malloc(record: int, size: int) -> int:
         if size >= SMALLEST:
@@ -363,18 +384,6 @@ def functions() -> dict[str, tuple[int, Callable[..., int]]]:  # noqa: C901 (sho
         if address:
             count(record, size)
         return address
-
-    def drop(record, address):  # type: ignore[no-untyped-def]
-        extent = address - _HEADER
-        size = read(extent + 8 * _WANTED)
-        add(record + 8 * LIVE, -size)
-        add(record + 8 * LARGE, -size)
-        while not lock(record):
-            pass
-        give(record, extent)
-        add(record, -1)
-
-    drop = inline(drop)
 
     def free(record: int, address: int, size: int) -> int:
         if owns(record, address):

@@ -266,6 +266,13 @@ def _unbatched(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
     return query, key, key if value_is else value.unsqueeze(1)
 
 
+def _check_width(width: int, expected: int, num_heads: int) -> None:
+    if width != expected:
+        raise ShapeError(f"was expecting embedding dimension of {expected}, but got {width}")
+    if width % num_heads:
+        raise ShapeError(f"embed_dim {width} not divisible by num_heads {num_heads}")
+
+
 def multi_head_attention_forward(
     query: Any,
     key: Any,
@@ -337,12 +344,7 @@ def multi_head_attention_forward(
     if not is_batched:
         query, key, value = _unbatched(query, key, value)
     width = query.shape[2]
-    if width != embed_dim_to_check:
-        raise ShapeError(
-            f"was expecting embedding dimension of {embed_dim_to_check}, but got {width}"
-        )
-    if width % num_heads:
-        raise ShapeError(f"embed_dim {width} not divisible by num_heads {num_heads}")
+    _check_width(width, embed_dim_to_check, num_heads)
     separate = (q_proj_weight, k_proj_weight, v_proj_weight) if use_separate_proj_weight else None
     parts = _project(query, key, value, width, in_proj_weight, in_proj_bias, separate)
 

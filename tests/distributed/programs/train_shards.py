@@ -26,7 +26,8 @@ data = TensorDataset(
 tl.manual_seed(dist.get_rank())  # rank 0's counts
 model = nn.Sequential(
     nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(),
-    nn.Linear(384, 700), nn.ReLU(), nn.Linear(700, 700), nn.ReLU(), nn.Linear(700, 16), nn.BatchNorm1d(16, momentum=None), nn.GELU(), nn.Linear(16, 5),
+    nn.Linear(384, 700), nn.ReLU(), nn.Linear(700, 700), nn.ReLU(), nn.Linear(700, 16),
+    nn.BatchNorm1d(16, momentum=None), nn.GELU(), nn.Linear(16, 5),
 )  # fmt: skip
 ddp = DistributedDataParallel(model, logical_shards=SHARDS, bucket_cap_mb=0.005)
 first = [p for p in model.parameters() if p.ndim > 1]
