@@ -351,7 +351,7 @@ def _large() -> tuple[Any, Any, Any]:
     return count, inline(large), inline(drop)
 
 
-def functions() -> dict[str, tuple[int, Callable[..., int]]]:
+def functions() -> dict[str, tuple[int, Callable[..., int]]]:  # noqa: C901 (short ones)
     """The number of arguments and the source of each of malloc, calloc, realloc, free and trim."""
     read = load("i8")
     call2, call3 = _call(2), _call(3)
