@@ -173,6 +173,24 @@ def test_unaligned_and_read_only(ours):
     assert_product(blas.matmul(x, y), x, y)
 
 
+@pytest.mark.parametrize("step", [0, 4, -8, 6, 1 << 40])
+def test_strides_of_single_rows_and_columns(ours, threads, step):
+    """An axis of size 1 may have any stride."""
+    strided = np.lib.stride_tricks.as_strided
+    for m, k, n in [(1, 40, 70), (40, 1, 70), (40, 70, 1), (1, 1, 9), (1, 50, 1), (9, 1, 1)]:
+        for x_layout, y_layout in itertools.product(("rows", "columns", "cut"), repeat=2):
+            x, y = laid_out(x_layout, (m, k)), laid_out(y_layout, (k, n))
+            odd = []
+            for a in (x, y):
+                strides = [
+                    step if count == 1 else stride
+                    for stride, count in zip(a.strides, a.shape, strict=True)
+                ]
+                odd.append(strided(a, a.shape, strides))
+            assert_product(blas.matmul(*odd), x, y)
+            assert_product(blas.matmul(odd[0][None], odd[1][None, None]), x[None], y[None, None])
+
+
 # --- where the result goes -----------------------------------------------------------------------
 
 

@@ -65,11 +65,13 @@ def tile(real: Any) -> Any:
         if n == 1 and x_row == size and out_row == size:
             over_rows(m, k, y, y_row, x, x_column, out, add)
             return
-        x_step, y_step = x_row if x_plain else x_column, y_row if y_plain else y_column
-        x_step = max(x_step // size, k if x_plain else m)
-        y_step = max(y_step // size, n if y_plain else k)
+        # Between rows (columns) of which there is one, the stride may be anything.
+        x_step, x_count, x_least = (x_row, m, k) if x_plain else (x_column, k, m)
+        y_step, y_count, y_least = (y_row, k, n) if y_plain else (y_column, n, k)
+        x_step = x_step // size if x_count > 1 else x_least
+        y_step = y_step // size if y_count > 1 else y_least
         tx, ty = 0 if x_plain else 1, 0 if y_plain else 1
-        step = max(out_row // size, n)
+        step = out_row // size if m > 1 else n
         beta = one if add else zero
         high, wide, deep = pieces(m, n, k) if y_plain else (m, n, k)
         j = 0
