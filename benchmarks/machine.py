@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import platform
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -50,7 +51,13 @@ def library(lib):
     for name in ("numpy", "scipy", "numba"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-    return {"versions": versions, "blas": _blas(lib)}
+    return {"versions": versions, "blas": [_without_folders(line) for line in _blas(lib)]}
+
+
+def _without_folders(line):
+    """The line without what only says where this machine keeps its files."""
+    line = re.sub(r"/\S*?/site-packages/", "", line)
+    return line.replace(str(Path.home()), "~")
 
 
 def _blas(lib):
