@@ -210,7 +210,6 @@ class Reducer:
         self.active = False  # whether the next backward is to be averaged
         # This rank's weight, the sum over the ranks, and the work that finds it; None: all equal.
         self._weights: tuple[float, Any, Work | None] | None = None
-        self._joined = False  # whether this rank took part in the last round without a batch
         self._weight = 0.0  # of the forwards since the last average
         self.shards: ShardSums | None = None  # while the shards of a batch run
         self.hook: tuple[Any, Hook] | None = None  # a communication hook and its state
@@ -271,16 +270,9 @@ class Reducer:
 
     # A forward
 
-    def prepare(self, joined: bool = False) -> None:
-        """Before a forward: bring the buckets into the order of arrival, once.
-
-        Args:
-            joined: this rank takes part in the others' steps, and may never have made one.
-        """
+    def prepare(self) -> None:
+        """Before a forward: bring the buckets into the order of arrival, once."""
         self._running = False
-        if joined and not self._arrived and self._joined:
-            self._arrived = list(range(len(self._parameters)))
-        self._joined = joined
         if self._rebuilt or len(self._arrived) != len(self._parameters):
             return
         order = np.array(self._arrived, np.int64)
@@ -304,6 +296,8 @@ class Reducer:
     def reduce_nothing(self) -> None:
         """Take part in the reductions of a backward with gradients of zero."""
         self._works = []
+        if not self._arrived:  # the others' first step: they rebuild their buckets after it
+            self._arrived = list(range(len(self._parameters)))
         for bucket in self.buckets:
             bucket.pending = set()
             bucket.memory[...] = 0

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 
 from tensorlib.distributed.call import RECORD_BYTES, Call, check_agreement, name_ranks
-from tensorlib.distributed.lookout import Sighting
+from tensorlib.distributed.lookout import Sighting, checksum
 from tensorlib.distributed.reduction import (
     Array,
     ReduceOp,
@@ -345,7 +345,8 @@ class Communicator(ABC):
         """Raise the report of a wait that took too long."""
         call, me = work.call, self.ranks[self.rank]
         seen = self.sightings(work)
-        here = {r for r, s in seen.items() if s.group == self.ranks and s.sequence == call.sequence}
+        mine = checksum(self.ranks), call.sequence
+        here = {rank for rank, s in seen.items() if (s.group, s.sequence) == mine}
         absent = [rank for rank in self.ranks if rank != me and rank not in here]
         if work.arrived:
             told = "every rank arrived, but the transfer did not finish"

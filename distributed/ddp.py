@@ -25,7 +25,7 @@ from tensorlib.distributed.guard import check_replicas
 from tensorlib.distributed.objects import all_gather_object
 from tensorlib.distributed.process_group import Group, member, raw
 from tensorlib.distributed.shards import ShardSums, Statistics, shard_seed
-from tensorlib.distributed.tensors import tensors_in
+from tensorlib.distributed.tensors import by_dtype, joined, take_over, tensors_in
 from tensorlib.errors import (
     ArgumentError,
     CollectiveMismatchError,
@@ -118,6 +118,7 @@ class DistributedDataParallel(Module, Joinable):
                 "DistributedDataParallel: no parameter of the module requires a gradient; use the "
                 "module as it is"
             )
+        _check_options(weight, logical_shards, check_replicas_every, on_divergence, group.size())
         self.module = module
         self.process_group, self.dim = group, dim
         self.device_ids, self.output_device = device_ids, output_device
@@ -139,22 +140,6 @@ class DistributedDataParallel(Module, Joinable):
         )
         if trace:
             self._reducer.trace = []
-        if weight not in (None, "samples") and not callable(weight):
-            raise ArgumentError(
-                f'DistributedDataParallel: got weight={weight!r}; pass None, "samples" or a '
-                "function of forward's arguments"
-            )
-        if logical_shards is not None and logical_shards < communicator.size:
-            raise ArgumentError(
-                f"DistributedDataParallel: got logical_shards={logical_shards} for "
-                f"{communicator.size} ranks; every rank needs at least one"
-            )
-        if on_divergence not in ("raise", "restore") or check_replicas_every < 0:
-            raise ArgumentError(
-                f"DistributedDataParallel: got on_divergence={on_divergence!r} and "
-                f'check_replicas_every={check_replicas_every}; pass "raise" or "restore", and a '
-                "number of steps"
-            )
         self.weight, self.logical_shards = weight, logical_shards
         self.check_replicas_every, self.on_divergence = check_replicas_every, on_divergence
         self._steps = 0
@@ -167,25 +152,30 @@ class DistributedDataParallel(Module, Joinable):
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """The module's own output."""
         syncs = is_grad_enabled() and self.require_backward_grad_sync
-        in_shards = self._reducer.shards is not None
-        source = 0
-        if syncs and self._joining is not None:
-            Join.notify_join_context(self)
-            source = self._weigh_active(self._joining, 1.0)
-        if syncs and not in_shards:
-            self._reducer.prepare()
-        if self.broadcast_buffers and self.require_backward_grad_sync and not in_shards:
-            _broadcast(list(self.module.buffers()), self.process_group.communicator, source)
-        if syncs and not in_shards and self._joining is None:
-            self._guard(self.broadcast_buffers)
-        if self.weight is not None and is_grad_enabled() and not in_shards:
-            self._reducer.weigh(_weigh(self.weight, inputs, kwargs), syncs)
+        if self._reducer.shards is None:  # a batch of shards has begun for all of them
+            if self.require_backward_grad_sync:
+                self._meet(syncs)
+            if self.weight is not None and is_grad_enabled():
+                self._reducer.weigh(_weigh(self.weight, inputs, kwargs), syncs)
         output = self.module(*inputs, **kwargs)
         if syncs:
             self._reducer.expect(list(tensors_in(output)))
         elif is_grad_enabled():
             self._reducer.active = False
         return output
+
+    def _meet(self, syncs: bool) -> None:
+        """What all ranks do together before a forward."""
+        source = 0
+        if syncs and self._joining is not None:
+            Join.notify_join_context(self)
+            source = self._weigh_active(self._joining, 1.0)
+        if syncs:
+            self._reducer.prepare()
+        if self.broadcast_buffers:
+            _broadcast(list(self.module.buffers()), self.process_group.communicator, source)
+        if syncs and self._joining is None:
+            self._guard(self.broadcast_buffers)
 
     def register_comm_hook(self, state: Any, hook: Hook) -> None:
         """Have ``hook(state, bucket)`` average the gradients in place of an all-reduce.
@@ -340,6 +330,27 @@ class DistributedDataParallel(Module, Joinable):
             generator.set_state(wrap(after))
 
 
+def _check_options(
+    weight: Weight, logical_shards: int | None, every: int, on_divergence: str, ranks: int
+) -> None:
+    if weight not in (None, "samples") and not callable(weight):
+        raise ArgumentError(
+            f'DistributedDataParallel: got weight={weight!r}; pass None, "samples" or a '
+            "function of forward's arguments"
+        )
+    if logical_shards is not None and logical_shards < ranks:
+        raise ArgumentError(
+            f"DistributedDataParallel: got logical_shards={logical_shards} for "
+            f"{ranks} ranks; every rank needs at least one"
+        )
+    if on_divergence not in ("raise", "restore") or every < 0:
+        raise ArgumentError(
+            f"DistributedDataParallel: got on_divergence={on_divergence!r} and "
+            f'check_replicas_every={every}; pass "raise" or "restore", and a '
+            "number of steps"
+        )
+
+
 class _DDPJoinHook(JoinHook):
     """Takes part in the collectives of a step, with gradients of zero.
 
@@ -353,7 +364,7 @@ class _DDPJoinHook(JoinHook):
     def main_hook(self) -> None:
         """The collectives of one forward and backward."""
         ddp, reducer = self._ddp, self._ddp._reducer
-        reducer.prepare(joined=True)
+        reducer.prepare()
         source = ddp._weigh_active(self.join, 0.0)
         if ddp.broadcast_buffers:
             _broadcast(list(ddp.module.buffers()), ddp.process_group.communicator, source)
@@ -438,16 +449,10 @@ def _broadcast(tensors: list[Tensor], communicator: Communicator, root: int = 0)
     """Bring the root's values to all, those of one dtype in one message."""
     if communicator.size == 1:
         return
-    by_dtype: dict[Any, list[Tensor]] = {}
     for tensor in tensors:
-        by_dtype.setdefault(tensor.dtype, []).append(tensor)
-    for same in by_dtype.values():
-        arrays = [raw(tensor, "DistributedDataParallel", communicator) for tensor in same]
-        joined = np.concatenate([array.reshape(-1) for array in arrays])
-        communicator.broadcast(joined, root).wait()
-        if communicator.rank == root:
-            continue
-        parts = np.split(joined, np.cumsum([array.size for array in arrays])[:-1])
-        for tensor, array, part in zip(same, arrays, parts, strict=True):
-            array[...] = part.reshape(array.shape)
-            tensor._bump()
+        raw(tensor, "DistributedDataParallel", communicator)  # refuses what the group cannot carry
+    for same in by_dtype(tensors):
+        vector = joined(same)
+        communicator.broadcast(vector, root).wait()
+        if communicator.rank != root:
+            take_over(vector, same)

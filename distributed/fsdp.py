@@ -15,10 +15,10 @@ Source: Zhao et al., PyTorch FSDP: Experiences on Scaling Fully Sharded Data Par
 Rajbhandari et al., ZeRO, SC 2020 (stages 2 and 3).
 """
 
-import functools
 import math
 import mmap
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,15 +37,15 @@ from tensorlib.tensor import Tensor
 __all__ = ["FSDPModule", "fully_shard"]
 
 
+@dataclass(frozen=True)
 class Sharding:
-    """The group that some parameters are divided among.
+    """The group that some parameters are divided among; equal for the same group.
 
-    Args:
+    Attributes:
         communicator: the group.
     """
 
-    def __init__(self, communicator: Communicator) -> None:
-        self.communicator = communicator
+    communicator: Communicator
 
     def norm(self, local: Tensor, p: float) -> Tensor:
         """The p-norm of what all ranks have, from that of what this one has."""
@@ -60,11 +60,6 @@ class Sharding:
         return wrap(np.asarray(total[0], local._array.dtype))
 
 
-@functools.cache
-def _sharding(communicator: Communicator) -> Sharding:
-    return Sharding(communicator)
-
-
 class ShardedParameter:
     """One parameter, divided along its first dimension.
 
@@ -74,19 +69,18 @@ class ShardedParameter:
         sharding: the group.
 
     Attributes:
-        rows: how many rows this rank has.
-        shape: of the whole parameter.
+        whole: the whole parameter; its pages exist while the unit computes.
+        shard: this rank's rows.
     """
 
     def __init__(self, name: str, parameter: Parameter, sharding: Sharding) -> None:
         communicator = sharding.communicator
         self.name, self.parameter, self._communicator = name, parameter, communicator
         whole = parameter._array
-        self.shape, self.dtype = whole.shape, whole.dtype
         count = whole.shape[0] if whole.ndim else 1
         per_rank = -(-count // communicator.size)
         start = min(communicator.rank * per_rank, count)
-        self.rows = min(per_rank, count - start)
+        rows = min(per_rank, count - start)
         width = whole.size // max(count, 1)
         self._chunk = per_rank * width
         # The whole parameter, filled up to equal shards, on pages of its own.
@@ -96,10 +90,10 @@ class ShardedParameter:
         self.whole = self._filled[: whole.size].reshape(whole.shape)
         self._padded = communicator.empty(self._chunk, whole)
         self._padded[...] = 0
-        shard_shape = (self.rows, *whole.shape[1:]) if whole.ndim else (self.rows,)
-        self.shard = self._padded[: self.rows * width].reshape(shard_shape)
+        shard_shape = (rows, *whole.shape[1:]) if whole.ndim else (rows,)
+        self.shard = self._padded[: rows * width].reshape(shard_shape)
         flat = whole.reshape(-1)
-        self.shard.reshape(-1)[...] = flat[start * width : (start + self.rows) * width]
+        self.shard.reshape(-1)[...] = flat[start * width : (start + rows) * width]
         self._held: Any = None  # the shard's gradient of earlier backwards
         parameter._array = self.shard
         parameter.__dict__["sharding"] = sharding
@@ -160,7 +154,6 @@ class Unit:
         self.reshard_after_forward = reshard
         self.by_parameter = {p: ShardedParameter(name, p, sharding) for p, name in own.items()}
         self.is_whole = self._in_backward = False
-        self.syncs = True
         self._pending: set[Parameter] = set()
         self._works: list[Work] = []
         for p in own:
@@ -295,7 +288,7 @@ def fully_shard(
     ]
     for work in works:
         work.wait()
-    unit = Unit(module, _sharding(communicator), reshard_after_forward)
+    unit = Unit(module, Sharding(communicator), reshard_after_forward)
     module.__dict__["_fsdp_unit"] = unit
     kind = type(module)
     module.__class__ = type(f"FSDP{kind.__name__}", (FSDPModule, kind), {})

@@ -6,6 +6,7 @@ stopped, or that holds the interpreter in foreign code, does not answer; on the 
 says which.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -15,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,11 @@ if TYPE_CHECKING:
 _HERE = str(Path(tensorlib.__file__).resolve().parent)
 _LIBRARY = {_HERE, *(str(Path(_HERE, part).resolve()) for part in ("distributed", "launch"))}
 _DATAGRAM = 2048
+
+
+def checksum(ranks: tuple[int, ...]) -> int:
+    """A short name of a group, which fits a datagram however many ranks it has; never 0."""
+    return zlib.crc32(repr(ranks).encode()) or 1
 
 
 @dataclass(frozen=True)
@@ -45,12 +52,12 @@ class Sighting:
     """What is known of a rank.
 
     Attributes:
-        group: the world ranks of the group whose collective it waits in; empty if it does not.
+        group: a checksum of the ranks of the group whose collective it waits in; 0 if it does not.
         sequence: the number of that call in its group.
         text: for people: "waits in all_reduce (call 3)", "is at train.py:12 in main".
     """
 
-    group: tuple[int, ...]
+    group: int
     sequence: int
     text: str
 
@@ -64,7 +71,10 @@ class Lookout:
 
     def __init__(self, local: bool) -> None:
         name = socket.gethostname()
-        address = "127.0.0.1" if local else socket.gethostbyname(name)
+        address = "127.0.0.1"
+        if not local:
+            with contextlib.suppress(OSError):  # else the others get no answer, and say so
+                address = socket.gethostbyname(name)
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind((address, 0))
         self.place = Place(name, address, self._socket.getsockname()[1], os.getpid())
@@ -102,10 +112,10 @@ class Lookout:
                 if answer.get("secret") == self.secret and answer["rank"] in missing:
                     missing.discard(answer["rank"])
                     found[answer["rank"]] = Sighting(
-                        tuple(answer["group"]), answer["sequence"], answer["text"]
+                        answer["group"], answer["sequence"], answer["text"]
                     )
         for rank in missing:
-            found[rank] = Sighting((), 0, self._silent(rank))
+            found[rank] = Sighting(0, 0, self._silent(rank))
         return found
 
     def stopped(self, ranks: Iterable[int]) -> list[int]:
@@ -141,7 +151,7 @@ class Lookout:
                 continue
             seen = self.sighting()
             answer = {"secret": self.secret, "rank": question["rank"], "text": seen.text[:1000]}
-            answer |= {"group": seen.group[:64], "sequence": seen.sequence}
+            answer |= {"group": seen.group, "sequence": seen.sequence}
             try:
                 self._socket.sendto(json.dumps(answer).encode(), sender)
             except OSError:
@@ -153,12 +163,12 @@ class Lookout:
         if work is None:
             gone = self.given_up
             if gone is None or gone.is_over:
-                return Sighting((), 0, f"is at {self._line()}")
+                return Sighting(0, 0, f"is at {self._line()}")
             text = f"has given up {gone.describe()}, is at {self._line()}"
-            return Sighting(gone.communicator.ranks, gone.call.sequence, text)
+            return Sighting(checksum(gone.communicator.ranks), gone.call.sequence, text)
         waited_s = time.monotonic() - self._since
         text = f"waits in {work.describe()} at {self._line()}, for {waited_s:.1f} s"
-        return Sighting(work.communicator.ranks, work.call.sequence, text)
+        return Sighting(checksum(work.communicator.ranks), work.call.sequence, text)
 
     def _line(self) -> str:
         """The innermost line of the main thread outside this library."""

@@ -23,44 +23,28 @@ from tensorlib.distributed.communicator import Capabilities, Communicator, Reque
 from tensorlib.distributed.departure import departure
 from tensorlib.distributed.environment import forget_launcher
 from tensorlib.distributed.lookout import Lookout, Sighting
-from tensorlib.distributed.reduction import UFUNCS, Array, ReduceOp, divide, dtype_name
-from tensorlib.distributed.work import Steps, Work, is_busy
-from tensorlib.errors import (
-    BackendUnavailableError,
-    CollectiveMismatchError,
-    DistributedError,
+from tensorlib.distributed.reduction import (
+    UFUNCS,
+    Array,
+    ReduceOp,
+    as_bytes,
+    divide,
+    dtype_name,
 )
+from tensorlib.distributed.work import Steps, Work, is_busy
+from tensorlib.errors import CollectiveMismatchError, DistributedError
 
 _STOPPED_S = 2.0  # a wait this long tells of stopped ranks
 _LAST_MESSAGE_S = 3.0  # what a rank has sent before it ended may still be on its way
 
 
-def connect(timeout_s: float, shared: bool | None = None) -> "MPICommunicator":
-    """The group of all ranks that mpiexec has started.
-
-    Args:
-        timeout_s: how long a wait may take, in seconds.
-        shared: reduce in shared memory; None: if all ranks are on one host.
-
-    Raises:
-        BackendUnavailableError: shared memory is asked for, and not all ranks can map it.
-    """
+def join_world(timeout_s: float) -> MPI.Intracomm:
+    """A communicator of all ranks that mpiexec has started, of the caller's own."""
     if not departure.joined:
         departure.join(MPI.COMM_WORLD, timeout_s)
         forget_launcher()
         _introduce(MPI.COMM_WORLD)
-    comm = MPI.COMM_WORLD.Dup()
-    if shared is not False:
-        from tensorlib.distributed import shared_memory
-
-        if (found := shared_memory.join(comm, timeout_s)) is not None:
-            return found
-        if shared:
-            raise BackendUnavailableError(
-                'backend "shared_memory": the ranks are on several hosts, or may not map each '
-                'other\'s memory (another user or container); pass backend="mpi"'
-            )
-    return MPICommunicator(comm, timeout_s)
+    return MPI.COMM_WORLD.Dup()
 
 
 @functools.cache
@@ -100,7 +84,11 @@ class MPICommunicator(Communicator):
         """A group of the ranks with the same color, ordered by key."""
         self.barrier("split").wait()  # MPI's own call blocks: not before all are here
         comm = self._data.Split(MPI.UNDEFINED if color is None else color, key)
-        return None if color is None else MPICommunicator(comm, self.timeout_s)
+        return None if color is None else self._like(comm)
+
+    def _like(self, comm: MPI.Comm) -> "MPICommunicator":
+        """A group of some of these ranks, of the same kind."""
+        return MPICommunicator(comm, self.timeout_s)
 
     def close(self) -> None:
         """Free the MPI communicators, if nothing is under way on them."""
@@ -133,18 +121,18 @@ class MPICommunicator(Communicator):
         divide(out, divisor)
 
     def _all_gather(self, packed: Array, array: Array) -> Requests:
-        yield self._data.Iallgather(_bytes(array), _bytes(packed))
+        yield self._data.Iallgather(as_bytes(array), as_bytes(packed))
 
     def _gather(self, packed: Array | None, array: Array, root: int) -> Requests:
-        received = None if packed is None else _bytes(packed)
-        yield self._data.Igather(_bytes(array), received, root)
+        received = None if packed is None else as_bytes(packed)
+        yield self._data.Igather(as_bytes(array), received, root)
 
     def _scatter(self, out: Array, packed: Array | None, root: int) -> Requests:
-        sent = None if packed is None else _bytes(packed)
-        yield self._data.Iscatter(sent, _bytes(out), root)
+        sent = None if packed is None else as_bytes(packed)
+        yield self._data.Iscatter(sent, as_bytes(out), root)
 
     def _broadcast(self, buffer: Array, root: int) -> Requests:
-        yield self._data.Ibcast(_bytes(buffer), root)
+        yield self._data.Ibcast(as_bytes(buffer), root)
 
     def _all_to_all(
         self, out: Array, array: Array, out_rows: Sequence[int], rows: Sequence[int]
@@ -152,7 +140,7 @@ class MPICommunicator(Communicator):
         row_bytes = array.itemsize * int(np.prod(array.shape[1:]))
         sizes = [count * row_bytes for count in rows]
         out_sizes = [count * row_bytes for count in out_rows]
-        yield self._data.Ialltoallv([_bytes(array), sizes], [_bytes(out), out_sizes])
+        yield self._data.Ialltoallv([as_bytes(array), sizes], [as_bytes(out), out_sizes])
 
     def _send(self, record: bytes, array: Array, peer: int, tag: int) -> Steps:
         with _message(record, array) as message:
@@ -216,15 +204,10 @@ class MPICommunicator(Communicator):
                 )
 
 
-def _bytes(array: Array) -> Array:
-    """The memory of a contiguous array of any dtype, as MPI can address it."""
-    return array.reshape(-1).view(np.uint8)
-
-
 @contextmanager
 def _message(record: bytes | bytearray, array: Array) -> Iterator[list[Any]]:
     """Record and array as one message that needs no copy: a datatype over both addresses."""
-    parts = [memoryview(record), _bytes(array)]
+    parts = [memoryview(record), as_bytes(array)]
     datatype = MPI.Datatype.Create_struct(
         [part.nbytes for part in parts],
         [MPI.Get_address(part) for part in parts],

@@ -18,6 +18,7 @@ import numpy as np
 from tensorlib.distributed.algorithms.join import Joinable, JoinHook
 from tensorlib.distributed.objects import broadcast_objects, gather_object
 from tensorlib.distributed.process_group import Group, member
+from tensorlib.distributed.tensors import by_dtype, joined, places, take_over
 from tensorlib.errors import ArgumentError, DistributedError
 from tensorlib.optim import Optimizer
 from tensorlib.tensor import Tensor
@@ -122,21 +123,18 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
 
     def _share(self) -> None:
         """Move the parameters into memory that all ranks have."""
-        by_dtype: dict[Any, list[Tensor]] = {}
-        for p in self._owner:
-            by_dtype.setdefault(p._array.dtype, []).append(p)
-        for same in by_dtype.values():
-            ends = np.cumsum([p.numel() for p in same])
-            memory = self._communicator.shared(int(ends[-1]), same[0]._array)
+        for same in by_dtype(self._owner):
+            count = sum(p.numel() for p in same)
+            memory = self._communicator.shared(count, same[0]._array)
             if memory is None:
                 raise DistributedError(
                     "ZeroRedundancyOptimizer: share_parameters needs ranks that share one host's "
                     'memory; leave it out, or use the backend "shared_memory"'
                 )
-            for p, place in zip(same, np.split(memory, ends[:-1]), strict=True):
+            for p, place in zip(same, places(memory, same), strict=True):
                 if self._communicator.rank == self._owner[p]:
-                    place[...] = p._array.reshape(-1)
-                p._array = place.reshape(p._array.shape)
+                    place[...] = p._array
+                p._array = place
         self._communicator.barrier("share_parameters").wait()
         self._shared = True
 
@@ -155,29 +153,23 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
             result = self.optim.step(closure=closure, **kwargs)
         if self._shared:
             self._communicator.barrier("step").wait()
+            for p in self._owner:
+                p._bump()
         else:
             self._send_parameters()
-        mine = self._communicator.rank
-        for p, owner in self._owner.items():
-            if owner != mine:
-                p._bump()
         return result
 
     def _send_parameters(self) -> None:
-        by_kind: dict[tuple[int, Any], list[Tensor]] = {}
-        for p, owner in self._owner.items():
-            by_kind.setdefault((owner, p._array.dtype), []).append(p)
         pending = []
-        for (owner, _), same in by_kind.items():
-            joined = np.concatenate([p._array.reshape(-1) for p in same])
-            work = self._communicator.broadcast(joined, owner, "zero_parameters")
-            pending.append((work, owner, same, joined))
-        for work, owner, same, joined in pending:
+        for owner in range(self._communicator.size):
+            for same in by_dtype(p for p, rank in self._owner.items() if rank == owner):
+                vector = joined(same)
+                work = self._communicator.broadcast(vector, owner, "zero_parameters")
+                pending.append((work, owner, same, vector))
+        for work, owner, same, vector in pending:
             work.wait()
             if owner != self._communicator.rank:
-                ends = np.cumsum([p.numel() for p in same])[:-1]
-                for p, part in zip(same, np.split(joined, ends), strict=True):
-                    p._array[...] = part.reshape(p._array.shape)
+                take_over(vector, same)
 
     # Checkpoints
 
@@ -227,15 +219,15 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
     def _take(self, whole: Mapping[str, Any]) -> None:
         """Load this rank's part of a whole state into its own optimizer."""
         assert self.optim is not None
-        places: dict[Tensor, int] = {}
+        numbers_of: dict[Tensor, int] = {}
         for mine, theirs in zip(self.param_groups, whole["param_groups"], strict=True):
-            places.update(zip(mine["params"], theirs["params"], strict=True))
+            numbers_of.update(zip(mine["params"], theirs["params"], strict=True))
         state, groups, count = {}, [], 0
         for own, theirs in zip(self.optim.param_groups, whole["param_groups"], strict=True):
             numbers = []
             for p in own["params"]:
-                if places[p] in whole["state"]:
-                    state[count] = whole["state"][places[p]]
+                if numbers_of[p] in whole["state"]:
+                    state[count] = whole["state"][numbers_of[p]]
                 numbers.append(count)
                 count += 1
             groups.append({**theirs, "params": numbers})

@@ -331,10 +331,8 @@ def _connect(timeout_s: float, world_size: int, shared: bool | None) -> Communic
     """MPI if this process is one of its ranks, else a world of one."""
     if environment.under_mpi():
         if environment.has_mpi4py():
-            from tensorlib.distributed import mpi
-
             departure.watch()
-            return mpi.connect(timeout_s, shared)
+            return _connect_ranks(timeout_s, shared)
         expected = 1 if environment.alone() else 2
     else:
         expected = max(environment.announced_world_size(), world_size)
@@ -350,6 +348,20 @@ def _connect(timeout_s: float, world_size: int, shared: bool | None) -> Communic
         "process was not started by MPI; start it with tlrun -n N script.py or mpirun -n N python "
         "script.py"
     )
+
+
+def _connect_ranks(timeout_s: float, shared: bool | None) -> Communicator:
+    """The group of all MPI ranks; unless told otherwise in shared memory, if on one host."""
+    from tensorlib.distributed import mpi, shared_memory
+
+    comm = mpi.join_world(timeout_s)
+    found = None if shared is False else shared_memory.join(comm, timeout_s)
+    if found is None and shared:
+        raise BackendUnavailableError(
+            'backend "shared_memory": the ranks are on several hosts, or may not map each other\'s '
+            'memory (another user or container); pass backend="mpi"'
+        )
+    return found or mpi.MPICommunicator(comm, timeout_s)
 
 
 def _seconds(timeout: timedelta) -> float:

@@ -123,6 +123,11 @@ def contiguous(array: Array) -> Array:
     return array if array.flags.c_contiguous else array.copy(order="C")
 
 
+def as_bytes(array: Array) -> Array:
+    """The memory of a contiguous array of any dtype, as a vector of bytes."""
+    return array.reshape(-1).view(np.uint8)
+
+
 def copy_back(buffer: Array, out: Array) -> None:
     """Bring ``buffer`` into ``out`` unless it is the same memory already."""
     if not np.may_share_memory(buffer, out):

@@ -27,7 +27,7 @@ from tensorlib.distributed.arena import Mapping, arena, peer
 from tensorlib.distributed.call import RECORD_BYTES
 from tensorlib.distributed.communicator import Fold, Requests
 from tensorlib.distributed.mpi import MPICommunicator
-from tensorlib.distributed.reduction import UFUNCS, Array, ReduceOp, copy_back, divide
+from tensorlib.distributed.reduction import UFUNCS, Array, ReduceOp, as_bytes, copy_back, divide
 from tensorlib.distributed.work import Request
 
 _RING = 32  # calls whose headers may be under way at once
@@ -118,11 +118,11 @@ class SharedMemoryCommunicator(MPICommunicator):
             return block
         return self._mappings[0].array(int(place[0]), count, like.dtype)
 
-    def split(self, color: int | None, key: int = 0) -> "MPICommunicator | None":
-        """A group of the ranks with the same color, ordered by key."""
-        self.barrier("split").wait()
-        comm = self._data.Split(MPI.UNDEFINED if color is None else color, key)
-        return None if color is None else join(comm, self.timeout_s)
+    def _like(self, comm: MPI.Comm) -> MPICommunicator:
+        members, mine = comm.Get_group(), self._data.Get_group()
+        places = MPI.Group.Translate_ranks(members, None, mine)
+        mappings = [self._mappings[place] for place in places]
+        return SharedMemoryCommunicator(comm, self.timeout_s, mappings)
 
     def _exchange(self, record: bytes, records: bytearray) -> Requests:
         self._posted += 1
@@ -149,7 +149,7 @@ class SharedMemoryCommunicator(MPICommunicator):
     def _reduce_scatter(self, out: Array, packed: Array, op: ReduceOp, divisor: int) -> Requests:
         everyones = yield from self._share(packed.reshape(self.size, out.size))
         rows = [one[self.rank] for one in everyones]
-        _fold(UFUNCS[op], divisor, rows, [out.reshape(-1)], 0, out.size)
+        _reduce_chunks(UFUNCS[op], divisor, rows, [out.reshape(-1)], 0, out.size)
         yield from self._meet()
 
     def _fold(self, out: Array, rows: Array, counts: Sequence[int], combine: Fold) -> Requests:
@@ -170,13 +170,13 @@ class SharedMemoryCommunicator(MPICommunicator):
     def _all_gather(self, packed: Array, array: Array) -> Requests:
         if array.size == 0:
             return
-        everyones = yield from self._share(_bytes(array))
-        for row, one in zip(_bytes(packed).reshape(self.size, -1), everyones, strict=True):
+        everyones = yield from self._share(as_bytes(array))
+        for row, one in zip(as_bytes(packed).reshape(self.size, -1), everyones, strict=True):
             row[...] = one
         yield from self._meet()
 
     def _broadcast(self, buffer: Array, root: int) -> Requests:
-        mine = _bytes(buffer)
+        mine = as_bytes(buffer)
         everyones = yield from self._share(mine, self.rank == root)
         if self.rank != root:
             mine[...] = everyones[root]
@@ -252,7 +252,7 @@ class SharedMemoryCommunicator(MPICommunicator):
         count = len(everyones[0])
         ends = [count * r // self.size // 16 * 16 for r in range(self.size)] + [count]
         into = [everyones[r] for r in targets]
-        _fold(ufunc, divisor, everyones, into, ends[self.rank], ends[self.rank + 1])
+        _reduce_chunks(ufunc, divisor, everyones, into, ends[self.rank], ends[self.rank + 1])
 
     # Meeting
 
@@ -274,11 +274,7 @@ class SharedMemoryCommunicator(MPICommunicator):
         yield self._until(_PHASE, self._phase)
 
 
-def _bytes(array: Array) -> Array:
-    return array.reshape(-1).view(np.uint8)
-
-
-def _fold(
+def _reduce_chunks(
     ufunc: np.ufunc, divisor: int, inputs: list[Array], outs: list[Array], start: int, end: int
 ) -> None:
     """``outs = inputs[0] ∘ inputs[1] ∘ ... / divisor`` from start to end, in chunks."""

@@ -1,9 +1,39 @@
-"""The tensors in what a module returns."""
+"""Tensors in a module's output, and many tensors as one message."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
+from tensorlib.distributed.reduction import Array
 from tensorlib.tensor import Tensor
+
+
+def by_dtype(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """The tensors, those of one dtype together."""
+    found: dict[Any, list[Tensor]] = {}
+    for tensor in tensors:
+        found.setdefault(tensor._array.dtype, []).append(tensor)
+    return list(found.values())
+
+
+def joined(tensors: Iterable[Tensor]) -> Array:
+    """A copy of tensors of one dtype, one behind the other."""
+    return np.concatenate([tensor._array.reshape(-1) for tensor in tensors])
+
+
+def places(vector: Array, tensors: list[Tensor]) -> list[Array]:
+    """The parts of such a vector, as views in the tensors' shapes."""
+    ends = np.cumsum([tensor._array.size for tensor in tensors])[:-1]
+    parts = zip(np.split(vector, ends), tensors, strict=True)
+    return [part.reshape(tensor._array.shape) for part, tensor in parts]
+
+
+def take_over(vector: Array, tensors: list[Tensor]) -> None:
+    """Write such a vector into the tensors."""
+    for tensor, part in zip(tensors, places(vector, tensors), strict=True):
+        tensor._array[...] = part
+        tensor._bump()
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:

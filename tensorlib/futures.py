@@ -74,7 +74,14 @@ class Future:
 
     def then(self, callback: Callable[[Future], Any]) -> Future:
         """A future of what ``callback(self)`` will return."""
-        following = Future(self.wait)
+        inner: list[Future] = []  # what the callback has returned, if that is a future itself
+
+        def wait() -> None:
+            self.wait()
+            if inner:
+                inner[0].wait()
+
+        following = Future(wait)
 
         def run(done: Future) -> None:
             try:
@@ -82,18 +89,12 @@ class Future:
             except Exception as error:
                 following.set_exception(error)
                 return
-            if isinstance(value, Future):
-                following._wait = value.wait
-                value.add_done_callback(lambda inner: following._set(inner._value, inner._error))
-            else:
+            if not isinstance(value, Future):
                 following.set_result(value)
+                return
+            inner.append(value)
+            value.add_done_callback(lambda last: following._set(last._value, last._error))
 
-        def wait() -> None:
-            self.wait()
-            if not following._done and following._wait is not wait and following._wait:
-                following._wait()
-
-        following._wait = wait
         self.add_done_callback(run)
         return following
 

@@ -10,6 +10,7 @@ others send, with nothing of its own::
 ``utils.data.DistributedBatchSampler`` gives all ranks equally many batches, and needs none of this.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -39,19 +40,19 @@ class JoinHook:
         return
 
 
-class Joinable:
+class Joinable(ABC):
     """What has collectives in each step, which calls ``Join.notify_join_context(self)``."""
 
     _joining: "Join | None" = None
 
+    @abstractmethod
     def join_hook(self, **kwargs: Any) -> JoinHook:
         """What takes its place on a rank without batches."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def join_process_group(self) -> Any:
         """The ranks."""
-        raise NotImplementedError
 
 
 class Join:

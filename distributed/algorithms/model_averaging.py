@@ -3,10 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from tensorlib.distributed.process_group import Group, member
 from tensorlib.distributed.reduction import ReduceOp
+from tensorlib.distributed.tensors import by_dtype, joined, take_over
 from tensorlib.errors import ArgumentError
 from tensorlib.optim import Optimizer
 
@@ -49,16 +48,10 @@ class PeriodicModelAverager:
         found = list(params)
         if found and isinstance(found[0], dict):
             found = [p for group_of in found for p in group_of["params"]]
-        by_dtype: dict[Any, list[Any]] = {}
-        for p in found:
-            by_dtype.setdefault(p._array.dtype, []).append(p)
-        for same in by_dtype.values():
-            joined = np.concatenate([p._array.reshape(-1) for p in same])
-            group.communicator.all_reduce(joined, ReduceOp.AVG).wait()
-            parts = np.split(joined, np.cumsum([p.numel() for p in same])[:-1])
-            for p, part in zip(same, parts, strict=True):
-                p._array[...] = part.reshape(p._array.shape)
-                p._bump()
+        for same in by_dtype(found):
+            vector = joined(same)
+            group.communicator.all_reduce(vector, ReduceOp.AVG).wait()
+            take_over(vector, same)
 
 
 class PostLocalSGDOptimizer(Optimizer):
