@@ -21,7 +21,6 @@ from benchmarks import machine, measure, report, start
 from benchmarks.children import VARIANTS, Child, ChildError
 from benchmarks.workloads import WORKLOADS
 
-RESULTS = Path(__file__).parent / "results"
 SGEMM_SIZE, SGEMM_REPEATS = 1024, 20
 
 
@@ -106,7 +105,7 @@ def parse(arguments):
     add("--no-compile", action="store_true", help="without torch.compile")
     add("--compile-timeout", type=float, default=180.0, help="seconds to its first steps, at most")
     add("--no-start", action="store_true", help="without imports and first steps")
-    add("--output", type=Path, default=RESULTS, help="a folder, or a file that ends in .json")
+    add("--output", type=Path, default=report.RESULTS, help="a folder, or a file ending in .json")
     add("--readme", action="store_true", help="update the README's section on speed")
     return parser.parse_args(arguments)
 

@@ -1,16 +1,19 @@
-"""Two ranks on one host, one thread each: tensorlib, tensorlib over MPI alone, and torch over gloo.
+"""Two ranks on one host, one thread each: tensorlib and torch over gloo.
 
     python -m benchmarks.distributed                      everything, about ten minutes
     python -m benchmarks.distributed --only all_reduce    or mlp, resnet18_w16, gpt_small, ...
     python -m benchmarks.distributed --rounds 1           a quicker look
 
-The sides take turns, each in fresh processes; a figure is the median of the rounds. Prints a table
-and writes DATE-distributed.json into benchmarks/results/.
+All-reduces are also measured on tensorlib over MPI alone. The sides take turns, each in fresh
+processes; a figure is the median of the rounds. Prints a table and writes DATE-distributed.json
+into benchmarks/results/. A side that fails is named on stderr and left out.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -20,9 +23,9 @@ from pathlib import Path
 from statistics import geometric_mean, median
 
 from benchmarks import machine
+from benchmarks.children import ROOT, python_path
+from benchmarks.report import RESULTS
 
-ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).parent / "results"
 STEPS = ("mlp", "big_mlp", "resnet18_w16", "gpt_small", "gpt")
 LIMIT_S = 300
 
@@ -33,21 +36,14 @@ def _free_port():
         return probe.getsockname()[1]
 
 
-def _environment():
-    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    return {**os.environ, "PYTHONPATH": str(ROOT), **threads}
-
-
 def _run(side, what, ranks):
     """The result of one run of a side; an error as text."""
     program = [sys.executable, "-m", "benchmarks.ranks", side, what]
-    environment = _environment()
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": python_path()}
     if side == "gloo":
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-        children = []
-        for rank in range(ranks):
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-            children.append(_start(program, {**environment, **address, **place}))
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        environment |= {"WORLD_SIZE": str(ranks)}
+        children = [_start(program, environment | {"RANK": str(r)}) for r in range(ranks)]
     else:
         mpiexec = Path(sys.executable).with_name("mpiexec")
         children = [_start([str(mpiexec), "-n", str(ranks), *program], environment)]
@@ -58,8 +54,10 @@ def _run(side, what, ranks):
     except subprocess.TimeoutExpired:
         return f"not done in {LIMIT_S} s"
     finally:
-        for child in children:
-            child.kill()
+        for child in children:  # with what it has started
+            if child.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
             child.wait()
     for line in output.splitlines():
         if line.startswith("result "):
@@ -75,6 +73,7 @@ def _start(command, environment):
         stdout=subprocess.PIPE,
         text=True,
         stdin=subprocess.DEVNULL,
+        start_new_session=True,
     )
 
 
@@ -96,10 +95,10 @@ def measure(what, sides, rounds, ranks):
 
 
 def _table(figures):
-    lines = []
+    lines, ratios = [], []
     if sums := figures.get("all_reduce"):
         lines.append(f"{'all-reduce':>12}" + "".join(f"{side:>22}" for side in sums))
-        for size in sums["tensorlib"]:
+        for size in next(iter(sums.values())):
             cells = [
                 f"{seconds[size] * 1e6:12.0f} µs {int(size) / seconds[size] / 1e9:5.1f} "
                 for seconds in sums.values()
@@ -110,9 +109,10 @@ def _table(figures):
     for name, sides in steps.items():
         times = {side: values["ranks"] * 1e3 for side, values in sides.items()}
         text = "  ".join(f"{side} {ms:.2f} ms" for side, ms in times.items())
-        ratio = times["gloo"] / times["tensorlib"] if "gloo" in times else float("nan")
-        lines.append(f"{name:>14}: {text}  ratio {ratio:.2f}")
-    ratios = [s["gloo"]["ranks"] / s["tensorlib"]["ranks"] for s in steps.values() if "gloo" in s]
+        if {"gloo", "tensorlib"} <= times.keys():
+            ratios.append(times["gloo"] / times["tensorlib"])
+            text += f"  ratio {ratios[-1]:.2f}"
+        lines.append(f"{name:>14}: {text}")
     if ratios:
         lines.append(
             f"geometric mean of the ratios to torch over gloo: {geometric_mean(ratios):.2f}"

@@ -10,6 +10,7 @@ A library that fails is reported with its error, and the others go on.
 import contextlib
 import math
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -44,10 +45,6 @@ class Settings(NamedTuple):
     build_timeout_s: float = 120.0
     compile_timeout_s: float = 180.0
 
-    def environment(self):
-        """An empty cache for torch.compile. tensorlib's is the user's, which `measure` warms."""
-        return {"TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor")}
-
     def timeout_s(self, variant):
         """The most that the first steps of a variant may take."""
         return self.compile_timeout_s if variant == "torch.compile" else self.build_timeout_s
@@ -60,6 +57,8 @@ def measure(name, threads, settings):
         {variant: figures}, where the figures are `{"error": ...}` for a library that failed.
     """
     results = {variant: {} for variant in settings.variants}
+    # Empty for torch.compile each time; tensorlib's cache is the user's, which is filled first.
+    environment = {"TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(dir=settings.folder)}
     if "tensorlib" in results:
         _fill_cache(name, threads, settings)
     with contextlib.ExitStack() as stack:
@@ -76,7 +75,7 @@ def measure(name, threads, settings):
 
         for variant in settings.variants:
             try:
-                child = Child(variant, threads, settings.environment())
+                child = Child(variant, threads, environment)
             except ChildError as error:
                 results[variant]["error"] = str(error)
                 continue
@@ -132,10 +131,7 @@ def refusals(checks, slack):
 
 def _fill_cache(name, threads, settings):
     """Let a child of tensorlib compile what the workload needs, as an earlier run has for users."""
-    with (
-        contextlib.suppress(ChildError),
-        Child("tensorlib", threads, settings.environment()) as child,
-    ):
+    with contextlib.suppress(ChildError), Child("tensorlib", threads) as child:
         child.ask("build", settings.build_timeout_s, name=name)
         child.ask("check", settings.build_timeout_s, steps=2)
 

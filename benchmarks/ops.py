@@ -13,8 +13,8 @@ and the table shows the median over the turns. `ratio` is torch's time over tens
 tensorlib is faster. Results that differ by more than 1e-3 of their norm are marked, and so is an
 operation that used more cores than it was given. On a machine that others use, `--clock cpu` leaves
 out the time in which the operation had to wait for a core (with one thread; several threads' times
-add up). Measure in this way only: two programs that run
-one after the other differ more than the libraries do.
+add up). Measure in this way only: two programs that run one after the other differ more than the
+libraries do.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python -m benchmarks.ranks SIDE WHAT      SIDE: tensorlib, mpi or gloo
 
-Rank 0 prints one line of JSON. `mpi` is tensorlib with MPI alone, `gloo` is torch.
+Rank 0 prints one line, "result" and JSON. `mpi` is tensorlib with MPI alone, `gloo` is torch.
 """
 
 import json
@@ -50,26 +50,25 @@ def all_reduce(lib, dist):
     return found
 
 
-def step(lib, dist, name, alone):
-    """Median seconds of a training step of a workload, with or without the other ranks."""
+def step(lib, dist, name):
+    """Median seconds of a training step of a workload; the slower rank's."""
     from benchmarks.workloads import WORKLOADS
 
-    wrap = (lambda model: model) if alone else lib.nn.parallel.DistributedDataParallel
     lib.manual_seed(0)
-    task = WORKLOADS[name].build(lib, wrap)
+    task = WORKLOADS[name].build(lib, lib.nn.parallel.DistributedDataParallel)
     for _ in range(4):
         task.step()
     times, end = [], time.monotonic() + 6
-    while len(times) < 4 or (time.monotonic() < end and len(times) < 200):
+    while len(times) < 200:
         begin = time.perf_counter()
         task.step()
         times.append(time.perf_counter() - begin)
-        if not alone and len(times) % 4 == 0:  # all ranks stop at the same step
+        if len(times) % 4 == 0:  # all ranks stop at the same step
             go_on = lib.tensor([1.0 if time.monotonic() < end else 0.0])
             dist.all_reduce(go_on)
-            if float(go_on) < dist.get_world_size() and len(times) >= 4:
+            if float(go_on) < dist.get_world_size():
                 break
-    return _slowest(dist, median(times)) if not alone else median(times)
+    return _slowest(dist, median(times))
 
 
 def _slowest(dist, seconds):
@@ -85,7 +84,7 @@ def main():
     if what == "all_reduce":
         found = all_reduce(lib, dist)
     else:
-        found = {"ranks": step(lib, dist, what, alone=False)}
+        found = {"ranks": step(lib, dist, what)}
     if dist.get_rank() == 0:
         print("result", json.dumps(found), flush=True)
     dist.barrier()

@@ -16,15 +16,16 @@ from benchmarks import start
 from benchmarks.children import ROOT
 from benchmarks.workloads import WORKLOADS
 
+RESULTS = ROOT / "benchmarks" / "results"
 MEGABYTE = 1e6
 BUSY = 0.2
 COLOURS = {"tensorlib": "#2a6fbb", "torch.compile": "#e0a526", "torch": "#9a9a9a"}
 BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
 
 
-def ratio(rows, rival="torch"):
-    """The rival's median step over tensorlib's, or None where one of them is missing."""
-    ours, theirs = (rows.get(v, {}).get("median_ms") for v in ("tensorlib", rival))
+def ratio(rows, rival="torch", variant="tensorlib"):
+    """The rival's median step over the variant's, or None where one of them is missing."""
+    ours, theirs = (rows.get(v, {}).get("median_ms") for v in (variant, rival))
     return theirs / ours if ours and theirs else None
 
 
@@ -178,7 +179,7 @@ def _panel(panel, workloads, names, variants):
     height = 0.8 / len(shown)
     for number, variant in enumerate(shown):
         offset = (number - (len(shown) - 1) / 2) * height
-        speeds = {i: _speed(workloads[name], variant) for i, name in enumerate(names)}
+        speeds = {i: ratio(workloads[name], variant=variant) for i, name in enumerate(names)}
         known = {i: speed for i, speed in speeds.items() if speed}
         places, widths = [i + offset for i in known], [speed - 1 for speed in known.values()]
         bars = panel.barh(
@@ -193,12 +194,6 @@ def _panel(panel, workloads, names, variants):
     panel.set_xlabel("speed relative to torch (more is better)")
     panel.grid(axis="x", color="#e6e6e6", zorder=0)
     panel.spines[["top", "right"]].set_visible(False)
-
-
-def _speed(rows, variant):
-    """torch's step over the variant's; 0 where there is nothing to compare."""
-    ours, theirs = (rows.get(v, {}).get("median_ms") for v in (variant, "torch"))
-    return theirs / ours if ours and theirs else 0.0
 
 
 def _versions(figures):
