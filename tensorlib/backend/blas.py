@@ -17,7 +17,7 @@ import functools
 import importlib.util
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,36 +117,22 @@ def address(name: str) -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
-def matmul(x: Any, y: Any, out: Any = None, accumulate: bool = False) -> Any:
+def matmul(x: Any, y: Any) -> Any:
     """The product of matrices (at least 2-d; leading dimensions broadcast), for any strides.
 
     Args:
         x: (..., m, k).
         y: (..., k, n), of the same dtype.
-        out: Where to write; a new array by default.
-        accumulate: Add to `out` instead.
 
     Returns:
-        (..., m, n): `out`, or a new C-contiguous array.
+        (..., m, n), a new C-contiguous array.
     """
-    multiply: Callable[..., Any] | None
     if x.ndim == 2 and y.ndim == 2:
-        multiply = _product if x.size * y.shape[1] > SMALL and _takes(x, y) else None
-    elif x.ndim > 1 and y.ndim > 1:
-        multiply = _batched if _takes(x, y) and _work(x, y) > SMALL else None
-    else:
-        multiply = None
-    if out is None:
-        return np.matmul(x, y) if multiply is None else multiply(x, y)
-    if multiply and out.dtype == x.dtype and _writable(out, x, y):
-        if out.shape == (*_lead(x, y), x.shape[-2], y.shape[-1]):
-            return multiply(x, y, out, accumulate)
-    result = np.matmul(x, y) if multiply is None else multiply(x, y)
-    if accumulate:
-        out += result
-    else:
-        out[...] = result
-    return out
+        if x.size * y.shape[1] > SMALL and _takes(x, y):
+            return _product(x, y)
+    elif x.ndim > 1 and y.ndim > 1 and _takes(x, y) and _work(x, y) > SMALL:
+        return _batched(x, y)
+    return np.matmul(x, y)
 
 
 def affine(x: Any, y: Any, bias: Any) -> Any:
@@ -208,13 +194,6 @@ def _load_kernels() -> bool:
     return True
 
 
-def _writable(out: Any, *others: Any) -> bool:
-    """Whether the BLAS can write to `out`: rows of elements in order, apart from `others`."""
-    if out.strides[-1] != out.itemsize or not _direct(out):
-        return False
-    return not any(np.may_share_memory(out, other) for other in others)
-
-
 def _direct(x: Any) -> bool:
     """Whether the BLAS can read the matrices of `x` where they are, see `kernels/products.py`."""
     size, (rows, columns), (down, right) = x.itemsize, x.shape[-2:], x.strides[-2:]
@@ -228,55 +207,51 @@ def _direct(x: Any) -> bool:
     return False
 
 
-def _product(x: Any, y: Any, out: Any = None, accumulate: bool = False, bias: Any = None) -> Any:
+def _product(x: Any, y: Any, bias: Any = None) -> Any:
     """The product of two matrices through the kernels."""
     if not (x.flags.forc or _direct(x)):
         x = x.copy()
     if not (y.flags.forc or _direct(y)):
         y = y.copy()
     (m, k), n = x.shape, y.shape[1]
-    if k == 1 and bias is None and not accumulate:
-        return np.multiply(x, y, out=out)
-    if out is None:
-        out = np.empty((m, n), x.dtype)
+    if k == 1 and bias is None:
+        return np.multiply(x, y)
+    out = np.empty((m, n), x.dtype)
     if bias is None:
         bias = _NO_BIAS[x.itemsize]
     rows, columns, count = _tiles(m, n, k, 1) if m * n * k > GRAIN else (m, n, 1)
     if count == 1:
-        _kernels.product(x, y, bias, out, accumulate, m, n, 0, 1)
+        _kernels.product(x, y, bias, out, m, n, 0, 1)
     else:
-        args = (x, y, bias, out, accumulate, rows, columns)
-        pool.parallel(_kernels.product, count, 1, *args)
+        pool.parallel(_kernels.product, count, 1, x, y, bias, out, rows, columns)
     return out
 
 
 _NO_BIAS = {4: np.empty(0, np.float32), 8: np.empty(0, np.float64)}
 
 
-def _batched(x: Any, y: Any, out: Any = None, accumulate: bool = False) -> Any:
+def _batched(x: Any, y: Any) -> Any:
     """Products of matrices with further dimensions before them."""
-    if y.ndim == 2 and out is None and (rows := _joined(x)) is not None:
+    if y.ndim == 2 and (rows := _joined(x)) is not None:
         return _product(rows, y).reshape(*x.shape[:-1], y.shape[1])
     lead = _lead(x, y)
-    if out is None:
-        out = np.empty((*lead, x.shape[-2], y.shape[-1]), x.dtype)
+    out = np.empty((*lead, x.shape[-2], y.shape[-1]), x.dtype)
     x, y = (a if _direct(a) else a.copy() for a in (x, y))
     if len(lead) <= 2:
-        _members(_four(x), _four(y), _four(out), accumulate)
+        _members(_four(x), _four(y), _four(out))
         return out
     x, y = (np.broadcast_to(a, (*lead, *a.shape[-2:])) for a in (x, y))
     for i in np.ndindex(*lead[:-2]):
-        _members(x[i], y[i], out[i], accumulate)
+        _members(x[i], y[i], out[i])
     return out
 
 
-def _members(x: Any, y: Any, out: Any, accumulate: bool) -> None:
+def _members(x: Any, y: Any, out: Any) -> None:
     """The kernel for two dimensions before the matrices'."""
     m, k, n = x.shape[-2], x.shape[-1], y.shape[-1]
     rows, columns, count = _tiles(m, n, k, out.shape[0] * out.shape[1])
     grain = max(1, GRAIN // (min(rows, m) * min(columns, n) * k))
-    args = (x, y, out, accumulate, rows, columns)
-    pool.parallel(_kernels.batched_product, count, grain, *args)
+    pool.parallel(_kernels.batched_product, count, grain, x, y, out, rows, columns)
 
 
 def _four(x: Any) -> Any:

@@ -94,12 +94,12 @@ def tile(real: Any) -> Any:
 
 
 @kernel(
-    "x: real[2s], y: real[2s], bias: real[1], out: real[2s], add: int, rows: int, columns: int, "
+    "x: real[2s], y: real[2s], bias: real[1], out: real[2s], rows: int, columns: int, "
     "start: int, stop: int",
     links=GEMM,
 )
 def product(real: Any) -> Any:
-    """out = x @ y, + out or + bias; the items are tiles of `rows` times `columns` of out.
+    """out = x @ y + bias; the items are tiles of `rows` times `columns` of out.
 
     No bias is one of length 0. With one, the BLAS adds to rows that hold it already, where it would
     write zeros first.
@@ -107,8 +107,7 @@ def product(real: Any) -> Any:
     run, place = tile(real), address(real)
 
     def body(
-        x: Any, y: Any, bias: Any, out: Any, add: int, rows: int, columns: int,
-        start: int, stop: int,
+        x: Any, y: Any, bias: Any, out: Any, rows: int, columns: int, start: int, stop: int,
     ) -> None:  # fmt: skip
         m, n = out.shape
         k = x.shape[1]
@@ -125,23 +124,22 @@ def product(real: Any) -> Any:
                 place(x) + i * x.strides[0], x.strides[0], x.strides[1],
                 place(y) + j * y.strides[1], y.strides[0], y.strides[1],
                 place(out) + i * out.strides[0] + j * out.strides[1], out.strides[0],
-                add + len(bias),
+                len(bias),
             )  # fmt: skip
 
     return body
 
 
 @kernel(
-    "x: real[4s], y: real[4s], out: real[4s], add: int, rows: int, columns: int, "
-    "start: int, stop: int",
+    "x: real[4s], y: real[4s], out: real[4s], rows: int, columns: int, start: int, stop: int",
     links=GEMM,
 )
 def batched_product(real: Any) -> Any:
-    """The same for (a, b, m, k) and (a, b, k, n), where a or b may be 1; items are all tiles."""
+    """x @ y for (a, b, m, k) and (a, b, k, n), where a or b may be 1; items are all tiles."""
     run, place = tile(real), address(real)
 
     def body(
-        x: Any, y: Any, out: Any, add: int, rows: int, columns: int, start: int, stop: int,
+        x: Any, y: Any, out: Any, rows: int, columns: int, start: int, stop: int,
     ) -> None:  # fmt: skip
         m, n = out.shape[2], out.shape[3]
         k = x.shape[3]
@@ -160,7 +158,7 @@ def batched_product(real: Any) -> Any:
                 place(y) + a * y0 + b * y1 + j * y.strides[3], y.strides[2], y.strides[3],
                 place(out) + a * out.strides[0] + b * out.strides[1] + i * out.strides[2]
                 + j * out.strides[3],
-                out.strides[2], add,
+                out.strides[2], 0,
             )  # fmt: skip
 
     return body
