@@ -31,10 +31,12 @@ from .products import linear_p, matmul_p
 from .reduction import sum_p
 from .transcendental import sigmoid, tanh
 
+GATES = {"lstm": 4, "gru": 3, "tanh": 1, "relu": 1}
+
 
 def _step(mode: str, xg: Any, hg: Any, h: Any, c: Any) -> tuple[Any, Any]:
     """(h, c) after a step, from the gates' parts of the input and of the state."""
-    size = xg.shape[1] // {"lstm": 4, "gru": 3}.get(mode, 1)
+    size = xg.shape[1] // GATES[mode]
     if mode == "lstm":
         i, f, u, o = (xg + hg).split(size, 1)
         c = sigmoid(f) * c + sigmoid(i) * tanh(u)

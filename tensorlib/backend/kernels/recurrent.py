@@ -28,7 +28,6 @@ from .simd import Vectors, emit, lanes
 from .vector import sigmoid as sigmoid_of
 from .vector import tanh as tanh_of
 
-GATES = {"lstm": 4, "gru": 3, "tanh": 1, "relu": 1}
 PARTS = {"lstm": 5, "gru": 4, "tanh": 0, "relu": 0}
 _GRAIN = 1 << 21  # multiplications over all steps that are worth waking a thread for
 
@@ -340,8 +339,8 @@ def _backward(mode: str) -> Any:
     )(make)
 
 
-FORWARD = {mode: _forward(mode) for mode in GATES}
-BACKWARD = {mode: _backward(mode) for mode in GATES}
+FORWARD = {mode: _forward(mode) for mode in _CELLS}
+BACKWARD = {mode: _backward(mode) for mode in _SLOPES}
 
 
 def _steps(sizes: Any) -> tuple[Any, Any]:

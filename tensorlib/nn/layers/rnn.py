@@ -15,11 +15,10 @@ from tensorlib.nn import init
 from tensorlib.nn.module import Module
 from tensorlib.nn.parameter import Parameter
 from tensorlib.nn.utils.rnn import PackedSequence
-from tensorlib.ops.recurrent import recurrent_p, run_steps
+from tensorlib.ops.recurrent import GATES, recurrent_p, run_steps
 from tensorlib.tensor import Tensor
 
 _MODES = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "tanh", "RNN_RELU": "relu"}
-_GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 
 
 def _run(mode: str, x: Tensor, h: Tensor, c: Tensor | None, weights: Any, **options: Any) -> Any:
@@ -94,7 +93,7 @@ class RNNBase(Module):
         self._flat_weights_names: list[str] = []
         self._all_weights: list[list[str]] = []
         options = {"device": device, "dtype": dtype}
-        rows = _GATES[mode] * hidden_size
+        rows = GATES[_MODES[mode]] * hidden_size
         directions = 2 if bidirectional else 1
         out = proj_size or hidden_size
         for layer in range(num_layers):
@@ -188,7 +187,7 @@ class RNNBase(Module):
             )
 
     def _check_state(self, hx: Tensor, size: int, batch: int, name: str) -> None:
-        expected = (self.num_layers * (2 if self.bidirectional else 1), batch, size)
+        expected = (len(self._all_weights), batch, size)
         if tuple(hx.shape) != expected:
             raise ShapeError(f"Expected {name} size {expected}, got {list(hx.shape)}")
 
@@ -197,7 +196,7 @@ class RNNBase(Module):
         is_lstm = self.mode == "LSTM"
         sizes = [self.proj_size or self.hidden_size, *([self.hidden_size] if is_lstm else [])]
         if hx is None:
-            count = self.num_layers * (2 if self.bidirectional else 1)
+            count = len(self._all_weights)
             return [tensorlib.zeros(count, batch, n, dtype=x.dtype, device=x.device) for n in sizes]
         states = list(hx) if is_lstm else [hx]
         names = ["hidden[0]", "hidden[1]"] if is_lstm else ["hidden"]
@@ -305,15 +304,15 @@ class RNN(RNNBase):
         if "proj_size" in kwargs:
             raise ArgumentError("proj_size argument is only supported for LSTM, not RNN or GRU")
         if len(args) > 3:
-            self_nonlinearity, args = args[3], args[:3] + args[4:]
+            nonlinearity, args = args[3], args[:3] + args[4:]
         else:
-            self_nonlinearity = kwargs.pop("nonlinearity", "tanh")
-        if self_nonlinearity not in ("tanh", "relu"):
+            nonlinearity = kwargs.pop("nonlinearity", "tanh")
+        if nonlinearity not in ("tanh", "relu"):
             raise ArgumentError(
-                f"Unknown nonlinearity '{self_nonlinearity}'. Select from 'tanh' or 'relu'."
+                f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
             )
-        super().__init__(f"RNN_{self_nonlinearity.upper()}", *args, **kwargs)
-        self.nonlinearity = self_nonlinearity
+        super().__init__(f"RNN_{nonlinearity.upper()}", *args, **kwargs)
+        self.nonlinearity = nonlinearity
 
 
 class LSTM(RNNBase):
@@ -450,7 +449,7 @@ class RNNCell(RNNCellBase):
         dtype: Any = None,
     ) -> None:
         """Makes the parameters; see `RNNCellBase`."""
-        super().__init__(input_size, hidden_size, bias, 1, device, dtype)
+        super().__init__(input_size, hidden_size, bias, GATES["tanh"], device, dtype)
         self.nonlinearity = nonlinearity
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
@@ -476,7 +475,7 @@ class LSTMCell(RNNCellBase):
         dtype: Any = None,
     ) -> None:
         """Makes the parameters; see `RNNCellBase`."""
-        super().__init__(input_size, hidden_size, bias, 4, device, dtype)
+        super().__init__(input_size, hidden_size, bias, GATES["lstm"], device, dtype)
 
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
@@ -498,7 +497,7 @@ class GRUCell(RNNCellBase):
         dtype: Any = None,
     ) -> None:
         """Makes the parameters; see `RNNCellBase`."""
-        super().__init__(input_size, hidden_size, bias, 3, device, dtype)
+        super().__init__(input_size, hidden_size, bias, GATES["gru"], device, dtype)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """(B, input_size), (B, H) -> (B, H); the state is 0 by default."""

@@ -56,25 +56,41 @@ def _is_causal(mask: Tensor | None, is_causal: bool | None, tokens: Tensor, firs
 class _Layer(Module):
     """What layers of encoder and decoder share: self-attention, a perceptron, norms, dropout."""
 
+    _attentions: tuple[str, ...]
     self_attn: MultiheadAttention
-    norm_first: bool
-    activation: Callable[[Tensor], Tensor]
 
-    def _make(
+    def __init__(
         self,
-        attentions: tuple[str, ...],
         d_model: int,
         nhead: int,
-        dim_feedforward: int,
-        dropout: float,
-        activation: Activation,
-        layer_norm_eps: float,
-        batch_first: bool,
-        norm_first: bool,
-        bias: bool,
-        options: dict[str, Any],
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: Activation = F.relu,
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = False,
+        norm_first: bool = False,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
-        for name in attentions:
+        """Makes the parts.
+
+        Args:
+            d_model: The size of a token, E.
+            nhead: The number of heads.
+            dim_feedforward: The size between the two linear maps.
+            dropout: The probability of a 0 wherever there is dropout.
+            activation: "relu", "gelu" or a function, between the two linear maps.
+            layer_norm_eps: Added to variances.
+            batch_first: Inputs and outputs are (N, T, E) in place of (T, N, E).
+            norm_first: Normalizes before each part, not behind it.
+            bias: Whether linear maps and norms have biases.
+            device: Where the parameters live.
+            dtype: Of the parameters.
+        """
+        super().__init__()
+        options = {"device": device, "dtype": dtype}
+        for name in self._attentions:
             attention = MultiheadAttention(
                 d_model, nhead, dropout=dropout, bias=bias, batch_first=batch_first, **options
             )
@@ -83,7 +99,7 @@ class _Layer(Module):
         self.dropout = Dropout(dropout)
         self.linear2 = Linear(dim_feedforward, d_model, bias=bias, **options)
         self.norm_first = norm_first
-        parts = range(1, len(attentions) + 2)
+        parts = range(1, len(self._attentions) + 2)
         for i in parts:
             setattr(self, f"norm{i}", LayerNorm(d_model, layer_norm_eps, bias=bias, **options))
         for i in parts:
@@ -117,40 +133,7 @@ class TransformerEncoderLayer(_Layer):
         True
     """
 
-    def __init__(
-        self,
-        d_model: int,
-        nhead: int,
-        dim_feedforward: int = 2048,
-        dropout: float = 0.1,
-        activation: Activation = F.relu,
-        layer_norm_eps: float = 1e-5,
-        batch_first: bool = False,
-        norm_first: bool = False,
-        bias: bool = True,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        """Makes the parts.
-
-        Args:
-            d_model: The size of a token, E.
-            nhead: The number of heads.
-            dim_feedforward: The size between the two linear maps.
-            dropout: The probability of a 0 wherever there is dropout.
-            activation: "relu", "gelu" or a function, between the two linear maps.
-            layer_norm_eps: Added to variances.
-            batch_first: Inputs and outputs are (N, T, E) in place of (T, N, E).
-            norm_first: Normalizes before each part, not behind it.
-            bias: Whether linear maps and norms have biases.
-            device: Where the parameters live.
-            dtype: Of the parameters.
-        """
-        super().__init__()
-        self._make(
-            ("self_attn",), d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps,
-            batch_first, norm_first, bias, {"device": device, "dtype": dtype},
-        )  # fmt: skip
+    _attentions = ("self_attn",)
 
     def forward(
         self,
@@ -178,27 +161,7 @@ class TransformerDecoderLayer(_Layer):
     """
 
     multihead_attn: MultiheadAttention
-
-    def __init__(
-        self,
-        d_model: int,
-        nhead: int,
-        dim_feedforward: int = 2048,
-        dropout: float = 0.1,
-        activation: Activation = F.relu,
-        layer_norm_eps: float = 1e-5,
-        batch_first: bool = False,
-        norm_first: bool = False,
-        bias: bool = True,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        """Makes the parts; see `TransformerEncoderLayer`."""
-        super().__init__()
-        self._make(
-            ("self_attn", "multihead_attn"), d_model, nhead, dim_feedforward, dropout, activation,
-            layer_norm_eps, batch_first, norm_first, bias, {"device": device, "dtype": dtype},
-        )  # fmt: skip
+    _attentions = ("self_attn", "multihead_attn")
 
     def forward(
         self,
