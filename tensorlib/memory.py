@@ -8,6 +8,8 @@ resized, and those made by other threads, may be counted with another size, or n
 
 from __future__ import annotations
 
+from .backend.memory import install
+
 
 def memory_allocated() -> int:
     """Bytes in use by arrays.
@@ -18,24 +20,18 @@ def memory_allocated() -> int:
     >>> tl.memory_allocated() - before >= 4_000_000
     True
     """
-    from .backend.memory import install
-
     arena = install()
     return 0 if arena is None else arena.allocated()
 
 
 def max_memory_allocated() -> int:
     """The most bytes that arrays used at once, since the last `reset_peak_memory_stats`."""
-    from .backend.memory import install
-
     arena = install()
     return 0 if arena is None else arena.most_allocated()
 
 
 def reset_peak_memory_stats() -> None:
     """Let `max_memory_allocated` start again from what is in use now."""
-    from .backend.memory import install
-
     arena = install()
     if arena is not None:
         arena.reset_peak()
@@ -43,16 +39,12 @@ def reset_peak_memory_stats() -> None:
 
 def memory_reserved() -> int:
     """Bytes held for arrays: those in use, and freed blocks that are kept for the next ones."""
-    from .backend.memory import install
-
     arena = install()
     return 0 if arena is None else arena.reserved()
 
 
 def empty_cache() -> None:
     """Give the memory of freed arrays, which is kept for the next ones, back to the system."""
-    from .backend.memory import install
-
     arena = install()
     if arena is not None:
         arena.give_back()

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from ..dtypes import HALF
+
 # Which file of `kernels/` has which function.
 FILES: dict[str, str] = {
     "add_peers": "peers",
@@ -95,7 +97,6 @@ FILES: dict[str, str] = {
 }
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
-_HALVES = ("float16", "bfloat16")
 _enabled = importlib.util.find_spec("numba") is not None
 
 
@@ -132,12 +133,13 @@ def find(name: str, arrays: tuple[Any, ...]) -> Callable[..., Any] | None:
         dtype = getattr(arrays[0], "dtype", None)  # rules may pass a Python number
         if dtype is None:
             return None
-        if dtype not in _FLOATS and not (dtype.name in _HALVES and FILES[name] == "activation"):
+        half = dtype in HALF and FILES[name] == "activation"
+        if not half and dtype not in _FLOATS:
             return None
         for x in arrays:
             if x is not None and getattr(x, "dtype", None) != dtype:
                 return None
-        if dtype not in _FLOATS:
+        if half:
             return _in_single(name)
     return _function(name)
 

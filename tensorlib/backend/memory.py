@@ -29,7 +29,7 @@ _CAPSULE = b"mem_handler"
 # Places in NumPy's table of functions (`numpy/_core/code_generators/numpy_api.py`).
 _SET_HANDLER, _GET_HANDLER, _DEFAULT_HANDLER = 304, 305, 306
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
-_DONTNEED = getattr(mmap, "MADV_DONTNEED", 4)
+_DONTNEED = getattr(mmap, "MADV_DONTNEED", 4)  # such pages read as zeros afterwards
 _NAMES = ("malloc", "calloc", "realloc", "free", "give_back")  # in the order of the code
 
 
@@ -132,11 +132,9 @@ class Arena:
     Args:
         pages: The range; all zeros.
         code: What `layout.build` returned.
-        advice: What `madvise` is told of pages that are not needed any more; they must then read
-            as zeros.
     """
 
-    def __init__(self, pages: mmap.mmap, code: bytes, advice: int = _DONTNEED) -> None:
+    def __init__(self, pages: mmap.mmap, code: bytes) -> None:
         entries = _place(code)
         start = ctypes.addressof(ctypes.c_char.from_buffer(pages))
         library = ctypes.CDLL(None)
@@ -152,7 +150,7 @@ class Arena:
             function = ctypes.cast(getattr(library, name), ctypes.c_void_p)
             self.record[getattr(layout, name.upper())] = function.value or 0
         self.record[layout.USABLE] = _usable_size(default, library)
-        self.record[layout.ADVICE] = advice
+        self.record[layout.ADVICE] = _DONTNEED
         address = self.record.ctypes.data
         own = _Handler(b"tensorlib", 1, address, *(entries[name] for name in _NAMES[:4]))
         new = ctypes.pythonapi.PyCapsule_New

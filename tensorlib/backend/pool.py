@@ -198,7 +198,8 @@ def _find_this_cpu() -> Callable[[], int]:
     """A function that tells which processor it runs on: always -1 where that is of no use."""
     if hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(AttributeError, OSError):
-            return ctypes.PyDLL(None).sched_getcpu  # type: ignore[return-value]
+            found: Callable[[], int] = ctypes.PyDLL(None).sched_getcpu
+            return found
     return lambda: -1
 
 
@@ -243,8 +244,13 @@ def split(n: int, grain: int) -> list[tuple[int, int]]:
     >>> split(10, 4)
     [(0, 4), (4, 8), (8, 10)]
     """
-    size = max(grain, -(-n // MAX_CHUNKS), 1)
+    size = _chunk_size(n, grain)
     return [(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def _chunk_size(n: int, grain: int) -> int:
+    """Items per chunk, which must not depend on the number of threads."""
+    return max(grain, -(-n // MAX_CHUNKS), 1)
 
 
 def alone() -> bool:
@@ -348,7 +354,7 @@ def _parallel_compiled(kernel: Any, n: int, grain: int, args: tuple[Any, ...]) -
         if native is None:
             native = pool.native = _Native(len(pool.threads))
         plan = native.dispatch.plan(kernel, args)
-        size = max(grain, -(-n // MAX_CHUNKS), 1)
+        size = _chunk_size(n, grain)
         chunks = -(-n // size)
         if True in pool.asleep:
             pool.give(native, chunks - 1, awake=False)

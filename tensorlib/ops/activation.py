@@ -11,8 +11,8 @@ import math
 from typing import Any
 
 from ..autograd.primitive import primitive
-from .elementwise import SMALL, mask_p, minimum
-from .precision import like, wide
+from .elementwise import mask_p, minimum
+from .precision import SMALL, like, wide
 from .transcendental import erf, exp, expm1, log1p, sigmoid, tanh
 
 _ROOT_2_OVER_PI = math.sqrt(2 / math.pi)

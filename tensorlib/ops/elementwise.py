@@ -8,9 +8,8 @@ from ..autograd.core import NO_OPTIONS, TensorBase, apply
 from ..autograd.primitive import primitive, write_out
 from ..dtypes import as_dtype, complex64, complex128
 from ..errors import ArgumentError, DtypeError
-from .precision import convert
+from .precision import SMALL, convert
 
-SMALL = 512  # elements for which a call of NumPy is cheaper than that of a kernel
 _NUMBERS = frozenset((float, int, bool, type(None)))
 LARGE = 1 << 14  # elements that are worth a choice among ways
 COMPLEX_TYPES = (complex64.numpy, complex128.numpy)

@@ -70,7 +70,7 @@ def _cross_entropy_reference(
         loss = loss * weight[where(valid, target, 0)]
     if smoothing:
         if weight is not None:
-            log_p = log_p * weight.reshape((-1,) + (1,) * (x.ndim - 2))
+            log_p = log_p * _per_class(weight, x)
         spread = sum_p(log_p, dim=(1,)) * (-smoothing / x.shape[1])
         loss = loss * (1 - smoothing) + where(valid, spread, 0)
     if scale is not None:
@@ -151,12 +151,7 @@ def cross_entropy_p(b, x, target, weight, scale, *, smoothing=0.0):
     total = b.empty(target.shape, dtype)
     step = n if b.name != "cpu" else max(1, _BLOCK // max(1, math.prod(x.shape[1:])))
     for i in range(0, n, step or 1):
-        part = wide(x[i : i + step])
-        top = b.max(part, axis=1, keepdims=True)
-        top = b.where(b.isfinite(top), top, 0).astype(dtype)
-        part = part - top
-        part = b.exp(part, out=part)
-        total[i : i + step] = b.log(b.sum(part, axis=1)) + b.squeeze(top, 1)
+        total[i : i + step] = logsumexp_p.forward(b, wide(x[i : i + step]), dim=(1,))
     places, valid = _positions(b, target, classes)
     valid = valid.reshape(target.shape)
     picked = b.ascontiguousarray(x).reshape(-1)[places].astype(dtype, copy=False)

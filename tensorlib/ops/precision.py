@@ -10,12 +10,12 @@ from ..backend import NUMPY
 from ..dtypes import HALF
 
 _SINGLE = np.dtype(np.float32)
-_SMALL = 512  # elements for which a call of NumPy is cheaper than that of a kernel
+SMALL = 512  # elements for which a call of NumPy is cheaper than that of a kernel
 
 
 def convert(x: Any, dtype: Any) -> Any:
     """A raw array in another dtype, always a copy; half precisions take a kernel on the CPU."""
-    if x.__class__ is np.ndarray and x.size > _SMALL and dtype != x.dtype:
+    if x.__class__ is np.ndarray and x.size > SMALL and dtype != x.dtype:
         pair = (x.dtype, dtype)
         if _SINGLE in pair and (x.dtype in HALF or dtype in HALF):
             fused = NUMPY.kernel("convert")

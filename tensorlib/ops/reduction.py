@@ -60,7 +60,7 @@ def total(b: Any, x: Any, dim: Any, keepdim: bool) -> Any:
 def _accumulate(b: Any, name: str, x: Any, dim: Any, keepdim: bool) -> Any:
     """A sum or product in the dtype of x; half-precision ones run in float32."""
     if x.dtype in HALF:
-        return getattr(b, name)(x.astype("float32"), axis=dim, keepdims=keepdim).astype(x.dtype)
+        return like(getattr(b, name)(wide(x), axis=dim, keepdims=keepdim), x)
     if x.dtype.kind in "iu":
         return getattr(b, name)(x, axis=dim, keepdims=keepdim, dtype=x.dtype)
     return getattr(b, name)(x, axis=dim, keepdims=keepdim)

@@ -9,7 +9,8 @@ from ..autograd.core import apply
 from ..autograd.primitive import primitive, write_out
 from ..dtypes import HALF
 from ..errors import DtypeError
-from .elementwise import SMALL, clamp, imag_p, real, real_p, where
+from .elementwise import clamp, imag_p, real, real_p, where
+from .precision import SMALL
 
 _BY_PRODUCTS = range(2, 9)  # exponents for which products are faster, and nearly as exact
 

@@ -203,18 +203,15 @@ def _mish_back(real: Any) -> Any:
 
 
 def _exp(real: Any) -> Any:
-    function = exp(real)
-    return inline(lambda x: function(x), STRICT)
+    return exp(real)
 
 
 def _tanh(real: Any) -> Any:
-    function = tanh_of(real)
-    return inline(lambda x: function(x), STRICT)
+    return tanh_of(real)
 
 
 def _erf(real: Any) -> Any:
-    function = erf_of(real)
-    return inline(lambda x: function(x), STRICT)
+    return erf_of(real)
 
 
 exponential = Elementwise("exponential", _exp)

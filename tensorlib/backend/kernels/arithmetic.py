@@ -25,10 +25,7 @@ _REALS = (np.dtype(np.float32), np.dtype(np.float64))
 
 # The last two take their arguments in the other order.
 _OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
-    "add": lambda x, y: x + y,
-    "subtract": lambda x, y: x - y,
-    "multiply": lambda x, y: x * y,
-    "true_divide": lambda x, y: x / y,
+    **half.OPERATIONS,
     "subtract_from": lambda x, y: y - x,
     "divide_into": lambda x, y: y / x,
 }

@@ -377,14 +377,10 @@ GRADIENT = {drops: _gradient(drops) for drops in (False, True)}
 
 def _rows(x: Any) -> Any:
     """`x`, or a copy whose rows BLAS can take: contiguous, and a row apart at least."""
-    size = x.itemsize
-    _, _, n, width = x.shape
-    good = (x.strides[3] == size or width == 1) and (
-        n == 1 or (x.strides[2] >= width * size and x.strides[2] % size == 0)
-    )
-    if good and n == 1:
-        good = x.strides[2] >= width * size and x.strides[2] % size == 0
-    return x if good else np.ascontiguousarray(x)
+    size, width = x.itemsize, x.shape[3]
+    contiguous = x.strides[3] == size or width == 1
+    apart = x.strides[2] >= width * size and x.strides[2] % size == 0
+    return x if contiguous and apart else np.ascontiguousarray(x)
 
 
 def _mask(mask: Any, like: Any) -> tuple[Any, Any, int]:
@@ -411,13 +407,16 @@ def _shape(n: int, most: int, step: int) -> int:
     return max(step, math.ceil(size / step) * step)
 
 
-def _settings(query: Any, key: Any, causal: bool, dropout: float) -> tuple[int, int, int, float]:
-    """(rows, cols) of a block; the smallest 24-bit word kept; the factor of what is kept."""
+def _settings(
+    query: Any, key: Any, causal: bool, dropout: float, seed: int
+) -> tuple[int, int, int, float, int]:
+    """(rows, cols) of a block; the smallest 24-bit word kept; its factor; the seed as an int64."""
     length = query.shape[2]
     rows = _shape(length, _ROWS // 2 if causal and length <= _SHORT else _ROWS, 1)
     cols = _shape(key.shape[2], _COLS, LANES)
     bound = math.ceil(dropout * 2**24)
-    return rows, cols, bound, (1 / (1 - dropout) if dropout < 1 else 0.0)
+    factor = 1 / (1 - dropout) if dropout < 1 else 0.0
+    return rows, cols, bound, factor, seed - (1 << 64) if seed >> 63 else seed
 
 
 def attention(
@@ -431,8 +430,7 @@ def attention(
     lse = np.empty((n, heads, length), query.dtype)
     q, k, v = _rows(query), _rows(key), _rows(value)
     opened, added, kind = _mask(mask, k)
-    rows, cols, bound, factor = _settings(query, key, causal, dropout)
-    seed = seed - (1 << 64) if seed >> 63 else seed
+    rows, cols, bound, factor, seed = _settings(query, key, causal, dropout, seed)
 
     def run(start: int, stop: int) -> None:
         scratch = np.empty(rows * (cols + LANES) + 2 * rows + cols + LANES, q.dtype)
@@ -464,8 +462,7 @@ def attention_backward(
     shared, keys, width = value.shape[1:]
     q, k, v, g = _rows(query), _rows(key), _rows(value), _rows(g)
     opened, added, kind = _mask(mask, k)
-    rows, cols, bound, factor = _settings(query, key, causal, dropout)
-    seed = seed - (1 << 64) if seed >> 63 else seed
+    rows, cols, bound, factor, seed = _settings(query, key, causal, dropout, seed)
     filled = causal or length == 0
     dq, dk, dv = _like(query, keys == 0), _like(key, filled), _like(value, filled)
     d_mask = np.zeros(added.shape if wants_mask else (0, 0, 0, 0), q.dtype)

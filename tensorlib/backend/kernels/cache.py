@@ -27,7 +27,6 @@ from pathlib import Path
 WAIT_S = 30.0  # for another process that compiles the same kernel
 _POLL_S = 0.01
 
-
 _IMPORTS = re.compile(r"^\s*from \.(\w*) import (.+)$", re.MULTILINE)
 
 
@@ -92,8 +91,8 @@ def _folder(name: str) -> Path | None:
 
 def load(name: str, source: str, portable: bool = False) -> bytes | None:
     """The code `name` from the cache, if it is there; the arguments are those of `load_or_make`."""
-    folder = portable_directory() if portable else directory()
-    return None if folder is None else _read(folder / f"{name}-{source_key(source)}.o")
+    path = _path(name, source, portable)
+    return None if path is None else _read(path)
 
 
 def load_or_make(
@@ -107,10 +106,9 @@ def load_or_make(
         make: Compiles it.
         portable: It runs on any CPU of this kind, and does not depend on the compilers' versions.
     """
-    folder = portable_directory() if portable else directory()
-    if folder is None:
+    path = _path(name, source, portable)
+    if path is None:
         return make()
-    path = folder / f"{name}-{source_key(source)}.o"
     code = _read(path)
     if code is not None:
         return code
@@ -120,6 +118,11 @@ def load_or_make(
             code = make()
             _write(path, code)
     return code
+
+
+def _path(name: str, source: str, portable: bool) -> Path | None:
+    folder = portable_directory() if portable else directory()
+    return None if folder is None else folder / f"{name}-{source_key(source)}.o"
 
 
 def _read(path: Path) -> bytes | None:

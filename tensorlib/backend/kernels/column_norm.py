@@ -9,25 +9,38 @@ from typing import Any
 
 import numpy as np
 
-from .compiler import kernel
+from .compiler import inline, kernel
 from .local import local
 
 WIDTH = 256
 GROUP = 32  # rows that are summed in single precision
 
 
-@kernel("x: real[2], mean: real[1], var: real[1], centred: int, start: int, stop: int")
-def column_moments(real: Any) -> Any:  # noqa: C901 (two sums alike)
-    """The mean (0 unless `centred`) and the mean square deviation of each column."""
+def _move(real: Any) -> Any:
+    """A helper: a sum in single precision moved into that in double."""
     zero = real(0)
+
+    def move(part: Any, total: Any) -> None:
+        for j in range(len(part)):
+            total[j] += part[j]
+            part[j] = zero
+
+    return inline(move)
+
+
+@kernel("x: real[2], mean: real[1], var: real[1], centred: int, start: int, stop: int")
+def column_moments(real: Any) -> Any:  # noqa: C901 (two passes)
+    """The mean (0 unless `centred`) and the mean square deviation of each column."""
+    zero, move = real(0), _move(real)
     part_buffer, sum_buffer = local(real, WIDTH), local(np.float64, WIDTH)
 
     def body(  # noqa: C901
         x: Any, mean: Any, var: Any, centred: Any, start: Any, stop: Any
     ) -> None:
-        part, total, rows = part_buffer(), sum_buffer(), len(x)
+        rows = len(x)
         for first in range(start, stop, WIDTH):
             width = min(WIDTH, stop - first)
+            part, total = part_buffer()[:width], sum_buffer()[:width]
             middle = mean[first : first + width]
             spread = var[first : first + width]
             for j in range(width):
@@ -38,9 +51,7 @@ def column_moments(real: Any) -> Any:  # noqa: C901 (two sums alike)
                     for j in range(width):
                         part[j] += row[j]
                     if i % GROUP == GROUP - 1 or i == rows - 1:
-                        for j in range(width):
-                            total[j] += part[j]
-                            part[j] = zero
+                        move(part, total)
             for j in range(width):
                 middle[j] = real(total[j] / rows)
                 total[j] = 0.0
@@ -50,9 +61,7 @@ def column_moments(real: Any) -> Any:  # noqa: C901 (two sums alike)
                     away = row[j] - middle[j]
                     part[j] += away * away
                 if i % GROUP == GROUP - 1 or i == rows - 1:
-                    for j in range(width):
-                        total[j] += part[j]
-                        part[j] = zero
+                    move(part, total)
             for j in range(width):
                 spread[j] = real(total[j] / rows)
 
@@ -64,7 +73,7 @@ def column_moments(real: Any) -> Any:  # noqa: C901 (two sums alike)
 )
 def column_dots(real: Any) -> Any:
     """moments = Σ g (x - mean) and sums = Σ g of each column."""
-    zero = real(0)
+    zero, move = real(0), _move(real)
     part_buffer, sum_buffer = local(real, 2 * WIDTH), local(np.float64, 2 * WIDTH)
 
     def body(g: Any, x: Any, mean: Any, moments: Any, sums: Any, start: Any, stop: Any) -> None:
@@ -81,9 +90,7 @@ def column_dots(real: Any) -> Any:
                     products[j] += grad[j] * (row[j] - middle[j])
                     plain[j] += grad[j]
                 if i % GROUP == GROUP - 1 or i == rows - 1:
-                    for j in range(2 * WIDTH):
-                        total[j] += part[j]
-                        part[j] = zero
+                    move(part, total)
             for j in range(width):
                 moments[first + j] = real(total[j])
                 sums[first + j] = real(total[WIDTH + j])

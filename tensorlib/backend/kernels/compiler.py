@@ -21,7 +21,7 @@ The signature names the arguments and their types:
 ===============  ===================================================================
 ``real[2]``      a C-contiguous matrix of the floating type (one version per type)
 ``real[2s]``     the same with any strides
-``i8[1]``        a vector of a fixed type: i4 i8 u1 u4 u8 b1 f4 f8
+``i8[1]``        a vector of a fixed type: b1 i4 i8 u1 u2 u4 u8 f4 f8
 ``int``          an integer, ``real`` a number of the floating type, ``float`` a double
 ===============  ===================================================================
 
@@ -58,8 +58,7 @@ FAST = frozenset({"nsz", "arcp", "contract", "reassoc", "afn"})
 STRICT = frozenset({"contract"})
 
 _ARGUMENT = re.compile(r"(\w+): (real|int|float|[iufb]\d)(?:\[(\d)(s?)\])?$")
-_DTYPES = {name: np.dtype(name) for name in ("i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8")}
-_DTYPES["b1"] = np.dtype(bool)
+_DTYPES = {name: np.dtype(name) for name in ("b1", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8")}
 _REALS = {np.dtype("f4"): np.float32, np.dtype("f8"): np.float64}
 _lock = threading.RLock()
 

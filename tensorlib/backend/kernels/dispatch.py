@@ -205,7 +205,8 @@ class Plan:
         arguments = made.arguments[:-2]
         letters = {ctypes.py_object: "q", ctypes.c_int64: "q", ctypes.c_float: "f"}
         kinds = "".join(letters.get(a.ctype(real), "d") for a in arguments)
-        self.entry = ctypes.cast(made.prepare(real), ctypes.c_void_p).value or 0  # type: ignore[arg-type]
+        entry: Any = made.prepare(real)
+        self.entry = ctypes.cast(entry, ctypes.c_void_p).value or 0
         self.function = _trampoline(kinds)
         self.arrays = [i for i, a in enumerate(arguments) if a.ndim is not None]
         self.layout = struct.Struct("=q" + kinds.replace("f", "f4x"))

@@ -92,7 +92,7 @@ def _to_bfloat16(builder: Any, x: Any, constant: Any, number: Any, bits: Any) ->
 
 NAMES = ("float16", "bfloat16")
 _CONVERSIONS = {"float16": (_from_float16, _to_float16), "bfloat16": (_from_bfloat16, _to_bfloat16)}
-_OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
+OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "add": lambda x, y: x + y,
     "subtract": lambda x, y: x - y,
     "multiply": lambda x, y: x * y,
@@ -100,9 +100,9 @@ _OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-def _widen(name: str) -> Any:
-    def widen(real: Any) -> Any:
-        convert = _intrinsic(False, _CONVERSIONS[name][0])
+def _conversion(name: str, narrow: bool) -> Any:
+    def all_of(real: Any) -> Any:
+        convert = _intrinsic(narrow, _CONVERSIONS[name][narrow])
 
         def body(x: Any, out: Any, start: Any, stop: Any) -> None:
             for i in range(start, stop):
@@ -110,28 +110,15 @@ def _widen(name: str) -> Any:
 
         return body
 
-    widen.__name__ = f"widen_{name}"
-    return kernel("x: u2[1], out: f4[1], start: int, stop: int", fastmath=STRICT)(widen)
-
-
-def _narrow(name: str) -> Any:
-    def narrow(real: Any) -> Any:
-        convert = _intrinsic(True, _CONVERSIONS[name][1])
-
-        def body(x: Any, out: Any, start: Any, stop: Any) -> None:
-            for i in range(start, stop):
-                out[i] = convert(x[i])
-
-        return body
-
-    narrow.__name__ = f"narrow_{name}"
-    return kernel("x: f4[1], out: u2[1], start: int, stop: int", fastmath=STRICT)(narrow)
+    all_of.__name__ = f"{'narrow' if narrow else 'widen'}_{name}"
+    arrays = "x: f4[1], out: u2[1]" if narrow else "x: u2[1], out: f4[1]"
+    return kernel(f"{arrays}, start: int, stop: int", fastmath=STRICT)(all_of)
 
 
 def _operation(name: str, operation: str) -> Any:
     def calculate(real: Any) -> Any:
         widen, narrow = (_intrinsic(i == 1, c) for i, c in enumerate(_CONVERSIONS[name]))
-        function = inline(_OPERATIONS[operation], STRICT)
+        function = inline(OPERATIONS[operation], STRICT)
 
         def body(x: Any, y: Any, out: Any, step: Any, start: Any, stop: Any) -> None:
             if step == 0:
@@ -149,12 +136,10 @@ def _operation(name: str, operation: str) -> Any:
     return kernel(signature, fastmath=STRICT)(calculate)
 
 
-_WIDEN = {name: _widen(name) for name in _CONVERSIONS}
-_NARROW = {name: _narrow(name) for name in _CONVERSIONS}
+_WIDEN = {name: _conversion(name, narrow=False) for name in NAMES}
+_NARROW = {name: _conversion(name, narrow=True) for name in NAMES}
 _ARITHMETIC = {
-    (operation, name): _operation(name, operation)
-    for operation in _OPERATIONS
-    for name in _CONVERSIONS
+    (operation, name): _operation(name, operation) for operation in OPERATIONS for name in NAMES
 }
 
 

@@ -7,67 +7,61 @@ part, or the inner one if there is no outer.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from ..pool import parallel
 from .compiler import Kernel, inline, kernel
+from .reduction import box
 
 _GRAIN = 1 << 15  # elements that are worth another thread
 _LINE = 16  # numbers in a cache line, which threads should not share
 
 
-def _inside() -> Any:
-    """A helper: an index of which a negative one counts from the end."""
-    return inline(lambda place, size: place + size if place < 0 else place)
+def _slices(add: bool) -> Any:  # noqa: C901 (short helpers)
+    def make(real: Any) -> Any:  # noqa: C901
+        def inside(place: Any, size: Any) -> Any:
+            """An index of which a negative one counts from the end."""
+            return place + size if place < 0 else place
 
-
-@kernel("out: real[3], index: i8[1], values: real[3], by_outer: int, start: int, stop: int")
-def add_slices(real: Any) -> Any:
-    """out[:, index[j]] += values[:, j]."""
-    inside = _inside()
-
-    def body(out: Any, index: Any, values: Any, by_outer: Any, start: Any, stop: Any) -> None:
-        first, last = (start, stop) if by_outer else (0, out.shape[0])
-        for o in range(first, last):
-            if out.shape[2] == 1:
-                row, value = out[o], values[o]
-                for j in range(len(index)):
-                    row[inside(index[j], len(row)), 0] += value[j, 0]
+        def number(table: Any, i: Any, values: Any, j: Any) -> None:
+            if add:
+                table[i, 0] += values[j, 0]
             else:
+                values[j, 0] = table[i, 0]
+
+        def slices(row: Any, value: Any) -> None:
+            for i in range(len(row)):
+                if add:
+                    row[i] += value[i]
+                else:
+                    value[i] = row[i]
+
+        inside, number, slices = inline(inside), inline(number), inline(slices)
+
+        def body(table: Any, index: Any, values: Any, by_outer: Any, start: Any, stop: Any) -> None:
+            first, last = (start, stop) if by_outer else (0, table.shape[0])
+            for o in range(first, last):
+                if table.shape[2] == 1:
+                    for j in range(len(index)):
+                        number(table[o], inside(index[j], table.shape[1]), values[o], j)
+                    continue
                 for j in range(len(index)):
-                    row, value = out[o, inside(index[j], out.shape[1])], values[o, j]
+                    row, value = table[o, inside(index[j], table.shape[1])], values[o, j]
                     if not by_outer:
                         row, value = row[start:stop], value[start:stop]
-                    for i in range(len(row)):
-                        row[i] += value[i]
+                    slices(row, value)
 
-    return body
+        return body
+
+    make.__name__ = "add_slices" if add else "take_slices"
+    return make
 
 
-@kernel("x: real[3], index: i8[1], out: real[3], by_outer: int, start: int, stop: int")
-def take_slices(real: Any) -> Any:
-    """out[:, j] = x[:, index[j]]."""
-    inside = _inside()
-
-    def body(x: Any, index: Any, out: Any, by_outer: Any, start: Any, stop: Any) -> None:
-        first, last = (start, stop) if by_outer else (0, out.shape[0])
-        for o in range(first, last):
-            if out.shape[2] == 1:
-                row, value = x[o], out[o]
-                for j in range(len(index)):
-                    value[j, 0] = row[inside(index[j], len(row)), 0]
-            else:
-                for j in range(len(index)):
-                    row, value = x[o, inside(index[j], x.shape[1])], out[o, j]
-                    if not by_outer:
-                        row, value = row[start:stop], value[start:stop]
-                    for i in range(len(row)):
-                        value[i] = row[i]
-
-    return body
+_SIGNATURE = "table: real[3], index: i8[1], values: real[3], by_outer: int, start: int, stop: int"
+add_slices = kernel(_SIGNATURE)(_slices(True))  # table[:, index[j]] += values[:, j]
+take_slices = kernel(_SIGNATURE)(_slices(False))  # values[:, j] = table[:, index[j]]
 
 
 @kernel("x: real[3], index: i8[3], out: real[3], by_outer: int, start: int, stop: int")
@@ -116,15 +110,9 @@ def _along(add: bool) -> Any:
     return make
 
 
-_SIGNATURE = "out: real[3], index: i8[3], values: real[3], by_outer: int, start: int, stop: int"
-add_along = kernel(_SIGNATURE)(_along(True))
-write_along = kernel(_SIGNATURE)(_along(False))
-
-
-def _box(x: Any, dim: int) -> Any:
-    """`x` as (outer, n, inner), contiguous."""
-    shape = (math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :]))
-    return np.asarray(x, order="C").reshape(shape)
+_ALONG = "out: real[3], index: i8[3], values: real[3], by_outer: int, start: int, stop: int"
+add_along = kernel(_ALONG)(_along(True))  # out[o, index[o, j, i], i] += values[o, j, i]
+write_along = kernel(_ALONG)(_along(False))  # the same with =
 
 
 def _share(run: Kernel, boxes: tuple[Any, Any, Any], smallest: Any) -> None:
@@ -147,17 +135,18 @@ def add_rows(out: Any, dim: int, index: Any, values: Any) -> None:
         index: A vector of integers; negative ones count from the end.
         values: Of the shape that indexing `out` gives.
     """
-    values = _box(values, dim)
+    values = box(values, dim)
     index = np.ascontiguousarray(index, np.int64)
-    _share(add_slices, (_box(out, dim), index, values), values)
+    _share(add_slices, (box(out, dim), index, values), values)
 
 
 def take(x: Any, dim: int, index: Any) -> Any:
     """``x[..., index[j], ...]`` along `dim`, for an index of any shape in range."""
     out = np.empty((*x.shape[:dim], *index.shape, *x.shape[dim + 1 :]), x.dtype)
     flat = np.ascontiguousarray(index.reshape(-1), np.int64)
-    box = out.reshape(math.prod(x.shape[:dim]), len(flat), math.prod(x.shape[dim + 1 :]))
-    _share(take_slices, (_box(x, dim), flat, box), box)
+    table = box(x, dim)
+    values = out.reshape(len(table), len(flat), table.shape[2])
+    _share(take_slices, (table, flat, values), values)
     return out
 
 
@@ -165,7 +154,7 @@ def gather(x: Any, dim: int, index: Any) -> Any:
     """``out[i][j] = x[i][index[i][j]]`` for the last of two dimensions; `index` may be smaller."""
     out = np.empty(index.shape, x.dtype)
     part = x[_region(x, dim, index)]
-    boxes = _box(part, dim), _box(index.astype(np.int64, copy=False), dim), _box(out, dim)
+    boxes = box(part, dim), box(index.astype(np.int64, copy=False), dim), box(out, dim)
     _share(gather_along, boxes, boxes[2])
     return out
 
@@ -175,8 +164,8 @@ def scatter(out: Any, dim: int, index: Any, values: Any, add: bool) -> None:
     run = add_along if add else write_along
     place = _region(out, dim, index)
     part = np.asarray(out[place], order="C")
-    values = _box(values, dim)
-    _share(run, (_box(part, dim), _box(index.astype(np.int64, copy=False), dim), values), values)
+    values = box(values, dim)
+    _share(run, (box(part, dim), box(index.astype(np.int64, copy=False), dim), values), values)
     if not np.may_share_memory(part, out):
         out[place] = part
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from .raw import array_value
+
 
 def local(dtype: Any, n: int, *others: Any) -> Any:
     """A helper without arguments: a vector of `n` elements of `dtype`, uninitialized.
@@ -22,7 +24,6 @@ def local(dtype: Any, n: int, *others: Any) -> Any:
     from numba import types
     from numba.core import cgutils
     from numba.extending import intrinsic
-    from numba.np.arrayobj import make_array, populate_array
 
     size = n * np.dtype(dtype).itemsize
     vectors = [types.Array(numba.from_dtype(np.dtype(d)), 1, "C") for d in (dtype, *others)]
@@ -36,16 +37,8 @@ def local(dtype: Any, n: int, *others: Any) -> Any:
             memory.align = 64
             word, views = ir.IntType(64), []
             for vector, item in zip(vectors, items, strict=True):
-                view = make_array(vector)(context, builder)
-                populate_array(
-                    view,
-                    data=builder.bitcast(memory, view.data.type),
-                    shape=cgutils.pack_array(builder, [ir.Constant(word, size // item)], ty=word),
-                    strides=cgutils.pack_array(builder, [ir.Constant(word, item)], ty=word),
-                    itemsize=ir.Constant(word, item),
-                    meminfo=None,
-                )
-                views.append(view._getvalue())
+                count, stride = ir.Constant(word, size // item), ir.Constant(word, item)
+                views.append(array_value(context, builder, vector, memory, [count], [stride]))
             return context.make_tuple(builder, result, views) if others else views[0]
 
         return result(), generate

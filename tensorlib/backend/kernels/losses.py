@@ -18,7 +18,7 @@ import numpy as np
 
 from ..pool import parallel, split
 from .compiler import kernel
-from .reduction import contiguous
+from .reduction import contiguous, split_at
 from .softmax import less_both, row_exponential_sum, row_top, totals
 from .vector import exp_negative
 
@@ -173,10 +173,6 @@ def cross_entropy_columns_back(real: Any) -> Any:
 # --- on arrays -----------------------------------------------------------------------------------
 
 
-def _shapes(x: Any) -> tuple[int, int, int]:
-    return x.shape[0], x.shape[1], math.prod(x.shape[2:])
-
-
 def cross_entropy(
     x: Any, target: Any, weight: Any, scale: float | None, smoothing: float
 ) -> tuple[Any, Any]:
@@ -184,7 +180,7 @@ def cross_entropy(
 
     Without a scale the loss of each.
     """
-    n, classes, inner = _shapes(x)
+    n, classes, inner = split_at(x, 1)
     x, target = contiguous(x), contiguous(target)
     weight = np.empty(0, x.dtype) if weight is None else contiguous(weight)
     losses = np.empty(target.shape, x.dtype)
@@ -217,7 +213,7 @@ def cross_entropy_back(
     smoothing: float,
 ) -> Any:  # fmt: skip
     """The gradient of x from those of loss and total."""
-    n, classes, inner = _shapes(x)
+    n, classes, inner = split_at(x, 1)
     x, target, g, g_total = contiguous(x), contiguous(target), contiguous(g), contiguous(g_total)
     weighted = weight is not None
     weight = contiguous(weight) if weighted else np.empty(0, x.dtype)

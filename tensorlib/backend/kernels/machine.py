@@ -19,16 +19,20 @@ import llvmlite.binding as llvm
 import numpy as np
 
 from ...errors import TensorlibError
+from .raw import (
+    ARRAY_DATA,
+    ARRAY_DTYPE,
+    ARRAY_FLAGS,
+    ARRAY_NDIM,
+    ARRAY_SHAPE,
+    ARRAY_STRIDES,
+    C_CONTIGUOUS,
+    DTYPE_NUMBER,
+    array_value,
+)
 
 if TYPE_CHECKING:
     from .compiler import Argument, Kernel
-
-# Bytes from the start of a PyArrayObject (NumPy's C API, `PyArrayObject_fields`) and of its dtype.
-_HEAD = object.__basicsize__
-_DATA, _NDIM, _SHAPE, _STRIDES = _HEAD, _HEAD + 8, _HEAD + 16, _HEAD + 24
-_DESCR, _FLAGS = _HEAD + 40, _HEAD + 48
-_TYPE_NUMBER = _HEAD + 12
-_C_CONTIGUOUS = 1
 
 # What machine code may call: the C library, and what `link` provides.
 _KNOWN = re.compile(
@@ -194,9 +198,7 @@ def _reader(a: Argument, ndim: int, dtype: np.dtype[Any], bit: int) -> tuple[Any
     import numba
     from llvmlite import ir
     from numba import types
-    from numba.core import cgutils
     from numba.extending import intrinsic
-    from numba.np.arrayobj import make_array, populate_array
 
     array = types.Array(numba.from_dtype(dtype), ndim, "A" if a.strided else "C")
     word, half, pointer = ir.IntType(64), ir.IntType(32), ir.IntType(8).as_pointer()
@@ -209,14 +211,14 @@ def _reader(a: Argument, ndim: int, dtype: np.dtype[Any], bit: int) -> tuple[Any
     def check(typing: Any, obj: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             (base,) = args
-            descr = field(builder, base, _DESCR, pointer)
+            descr = field(builder, base, ARRAY_DTYPE, pointer)
             same = [
-                (field(builder, base, _NDIM, half), ndim),
-                (field(builder, descr, _TYPE_NUMBER, half), dtype.num),
+                (field(builder, base, ARRAY_NDIM, half), ndim),
+                (field(builder, descr, DTYPE_NUMBER, half), dtype.num),
             ]
             if not a.strided:
-                flags = field(builder, base, _FLAGS, half)
-                same.append((builder.and_(flags, ir.Constant(half, _C_CONTIGUOUS)), 1))
+                flags = field(builder, base, ARRAY_FLAGS, half)
+                same.append((builder.and_(flags, ir.Constant(half, C_CONTIGUOUS)), 1))
             good = ir.Constant(ir.IntType(1), 1)
             for found, wanted in same:
                 good = builder.and_(
@@ -230,30 +232,20 @@ def _reader(a: Argument, ndim: int, dtype: np.dtype[Any], bit: int) -> tuple[Any
     def view(typing: Any, obj: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             (base,) = args
-            result = make_array(array)(context, builder)
             words = {
                 name: [
                     field(builder, field(builder, base, offset, pointer), 8 * i, word)
                     for i in range(ndim)
                 ]
-                for name, offset in (("shape", _SHAPE), ("strides", _STRIDES))
+                for name, offset in (("shape", ARRAY_SHAPE), ("strides", ARRAY_STRIDES))
             }
-            itemsize = ir.Constant(word, dtype.itemsize)
             if not a.strided:  # implied by the shape, also along axes of size 1
-                strides = [itemsize]
+                strides = [ir.Constant(word, dtype.itemsize)]
                 for size in words["shape"][:0:-1]:
                     strides.insert(0, builder.mul(strides[0], size))
                 words["strides"] = strides[:ndim]
-            data = field(builder, base, _DATA, pointer)
-            populate_array(
-                result,
-                data=builder.bitcast(data, result.data.type),
-                shape=cgutils.pack_array(builder, words["shape"], ty=word),
-                strides=cgutils.pack_array(builder, words["strides"], ty=word),
-                itemsize=itemsize,
-                meminfo=None,
-            )
-            return result._getvalue()
+            data = field(builder, base, ARRAY_DATA, pointer)
+            return array_value(context, builder, array, data, words["shape"], words["strides"])
 
         return array(types.voidptr), generate
 

@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from . import atomics
 from .compiler import inline
 from .raw import load, store
 
@@ -52,62 +53,6 @@ _HEADER = 64  # bytes, also the alignment
 _PAGE = 4096
 _SLACK = 1 << 26  # bytes that may be kept in any case
 _PERIOD = 1 << 28  # bytes that a period takes at least
-
-
-def _call(count: int) -> Any:
-    """A helper: call the function at an address with `count` integers; it returns one."""
-    from llvmlite import ir
-    from numba import types
-    from numba.extending import intrinsic
-
-    word = ir.IntType(64)
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(word, [word] * count)
-        return builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
-
-    if count == 3:
-
-        @intrinsic  # type: ignore[untyped-decorator]
-        def call3(typing: Any, function: Any, a: Any, b: Any, c: Any) -> Any:
-            return types.int64(*[types.int64] * 4), generate
-
-        return call3
-
-    @intrinsic  # type: ignore[untyped-decorator]
-    def call2(typing: Any, function: Any, a: Any, b: Any) -> Any:
-        return types.int64(*[types.int64] * 3), generate
-
-    return call2
-
-
-def _atomic() -> tuple[Any, Any]:
-    """Helpers: add to a word; replace a 0 by a 1, and say whether it was 0."""
-    from llvmlite import ir
-    from numba import types
-    from numba.extending import intrinsic
-
-    word = ir.IntType(64)
-
-    @intrinsic  # type: ignore[untyped-decorator]
-    def add(typing: Any, address: Any, value: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            place = builder.inttoptr(args[0], word.as_pointer())
-            return builder.atomic_rmw("add", place, args[1], "acq_rel")
-
-        return types.int64(types.int64, types.int64), generate
-
-    @intrinsic  # type: ignore[untyped-decorator]
-    def take(typing: Any, address: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            place = builder.inttoptr(args[0], word.as_pointer())
-            zero, one = ir.Constant(word, 0), ir.Constant(word, 1)
-            pair = builder.cmpxchg(place, zero, one, "acquire", "monotonic")
-            return builder.extract_value(pair, 1)
-
-        return types.boolean(types.int64), generate
-
-    return add, take
 
 
 def _bits(name: str) -> Any:
@@ -184,7 +129,7 @@ def _lists() -> tuple[Any, Any, Any, Any]:
 
 def _trim() -> Any:
     """A helper: give the pages of everything that is free back to the system."""
-    read, write, call = load("i8"), store("i8"), _call(3)
+    read, write, call = load("i8"), store("i8"), atomics.call()
 
     def trim(record):  # type: ignore[no-untyped-def]
         madvise, advice = read(record + 8 * MADVISE), read(record + 8 * ADVICE)
@@ -311,8 +256,7 @@ def _give() -> Any:
 def _large() -> tuple[Any, Any, Any]:
     """Helpers: count bytes; take a block of our own, or 0; give such a block back."""
     read, write = load("i8"), store("i8")
-    call3 = _call(3)
-    add, lock = _atomic()
+    add, exchange, call = atomics.add(), atomics.exchange(), atomics.call()
     period, take = _take()
     give = _give()
 
@@ -324,7 +268,7 @@ def _large() -> tuple[Any, Any, Any]:
     count = inline(count)
 
     def large(record, size, clear):  # type: ignore[no-untyped-def]
-        while not lock(record):
+        while not exchange(record, 0, 1):
             pass
         period(record, size)
         touched = read(record + 8 * TOUCHED)  # all above is zero
@@ -335,7 +279,7 @@ def _large() -> tuple[Any, Any, Any]:
             add(record + 8 * LARGE, size)
             dirty = min(size, touched - address)
             if clear and dirty > 0:
-                call3(read(record + 8 * MEMSET), address, 0, dirty)
+                call(read(record + 8 * MEMSET), address, 0, dirty)
         return address
 
     def drop(record, address):  # type: ignore[no-untyped-def]
@@ -343,7 +287,7 @@ def _large() -> tuple[Any, Any, Any]:
         size = read(extent + 8 * _WANTED)
         add(record + 8 * LIVE, -size)
         add(record + 8 * LARGE, -size)
-        while not lock(record):
+        while not exchange(record, 0, 1):
             pass
         give(record, extent)
         add(record, -1)
@@ -352,10 +296,12 @@ def _large() -> tuple[Any, Any, Any]:
 
 
 def functions() -> dict[str, tuple[int, Callable[..., int]]]:  # noqa: C901 (short ones)
-    """The number of arguments and the source of each of malloc, calloc, realloc, free and trim."""
+    """The number of arguments and the source of each of malloc, calloc, realloc, free and trim.
+
+    Functions of C are called with three arguments; they do not look at those beyond their own.
+    """
     read = load("i8")
-    call2, call3 = _call(2), _call(3)
-    add, lock = _atomic()
+    add, exchange, call = atomics.add(), atomics.exchange(), atomics.call()
     trim = _trim()
     count, large, drop = _large()
 
@@ -369,7 +315,7 @@ def functions() -> dict[str, tuple[int, Callable[..., int]]]:  # noqa: C901 (sho
             address = large(record, size, False)
             if address:
                 return address
-        address = call2(read(record + 8 * MALLOC), read(record + 8 * CONTEXT), size)
+        address = call(read(record + 8 * MALLOC), read(record + 8 * CONTEXT), size, 0)
         if address:
             count(record, size)
         return address
@@ -380,7 +326,7 @@ def functions() -> dict[str, tuple[int, Callable[..., int]]]:  # noqa: C901 (sho
             address = large(record, size, True)
             if address:
                 return address
-        address = call3(read(record + 8 * CALLOC), read(record + 8 * CONTEXT), items, itemsize)
+        address = call(read(record + 8 * CALLOC), read(record + 8 * CONTEXT), items, itemsize)
         if address:
             count(record, size)
         return address
@@ -391,30 +337,30 @@ def functions() -> dict[str, tuple[int, Callable[..., int]]]:  # noqa: C901 (sho
         else:
             if address:
                 add(record + 8 * LIVE, -size)
-            call3(read(record + 8 * FREE), read(record + 8 * CONTEXT), address, size)
+            call(read(record + 8 * FREE), read(record + 8 * CONTEXT), address, size)
         return 0
 
     def realloc(record: int, address: int, size: int) -> int:
         if not owns(record, address):
             usable = read(record + 8 * USABLE)  # malloc_usable_size, if it applies
             if usable and address:
-                count(record, size - call2(usable, address, 0))
-            return call3(read(record + 8 * REALLOC), read(record + 8 * CONTEXT), address, size)
+                count(record, size - call(usable, address, 0, 0))
+            return call(read(record + 8 * REALLOC), read(record + 8 * CONTEXT), address, size)
         moved = 0
         if size >= SMALLEST:
             moved = large(record, size, False)
         if moved == 0:
-            moved = call2(read(record + 8 * MALLOC), read(record + 8 * CONTEXT), size)
+            moved = call(read(record + 8 * MALLOC), read(record + 8 * CONTEXT), size, 0)
             if moved:
                 count(record, size)
         if moved:
             old = read(address - _HEADER + 8 * _WANTED)
-            call3(read(record + 8 * MEMCPY), moved, address, min(old, size))
+            call(read(record + 8 * MEMCPY), moved, address, min(old, size))
             drop(record, address)
         return moved
 
     def give_back(record: int, unused: int) -> int:
-        while not lock(record):
+        while not exchange(record, 0, 1):
             pass
         trim(record)
         add(record, -1)

@@ -135,14 +135,8 @@ def normalize_rows_back(real: Any) -> Any:  # noqa: C901 (one row and four)
                 for j in range(n):
                     to[j] = grad[j] * (weight[j] * s) + ((row[j] - centre) * a + b)
                 if (i - first) % 4 == 3:
-                    g0, g1, g2, x0, x1, x2 = (
-                        g[i - 3],
-                        g[i - 2],
-                        g[i - 1],
-                        x[i - 3],
-                        x[i - 2],
-                        x[i - 1],
-                    )
+                    g0, g1, g2 = g[i - 3], g[i - 2], g[i - 1]
+                    x0, x1, x2 = x[i - 3], x[i - 2], x[i - 1]
                     m0, m1, m2 = mean[i - 3], mean[i - 2], mean[i - 1]
                     s0, s1, s2 = scales[i - first - 3], scales[i - first - 2], scales[i - first - 1]
                     for j in range(n):

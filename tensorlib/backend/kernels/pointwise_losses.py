@@ -13,11 +13,10 @@ import numpy as np
 
 from ..pool import parallel
 from .compiler import STRICT, inline, kernel
-from .reduction import CHUNK, contiguous
+from .reduction import BLOCK, CHUNK, contiguous
 from .vector import exp, exp_negative, log, log1p_unit, sigmoid
 
 GRAIN = 1 << 14
-BLOCK = 1024  # elements that are summed in single precision
 
 
 def _mse(real: Any) -> tuple[Any, Any]:

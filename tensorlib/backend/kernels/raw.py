@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 HEAD = object.__basicsize__
 CLASS = HEAD - 8
 LIST_ITEMS = HEAD + 8
-ARRAY_DATA, ARRAY_NDIM, ARRAY_SHAPE = HEAD, HEAD + 8, HEAD + 16
+ARRAY_DATA, ARRAY_NDIM, ARRAY_SHAPE, ARRAY_STRIDES = HEAD, HEAD + 8, HEAD + 16, HEAD + 24
 ARRAY_DTYPE, ARRAY_FLAGS = HEAD + 40, HEAD + 48
 DTYPE_ORDER, DTYPE_NUMBER = HEAD + 10, HEAD + 12
 C_CONTIGUOUS, ALIGNED, WRITEABLE = 1, 0x100, 0x400
@@ -56,33 +57,44 @@ def store(dtype: Any) -> Any:
     return write
 
 
+def array_value(
+    context: Any, builder: Any, kind: Any, data: Any, shape: Sequence[Any], strides: Sequence[Any]
+) -> Any:
+    """In an intrinsic: an array of Numba's type `kind` on memory that it does not own."""
+    from llvmlite import ir
+    from numba.core import cgutils
+    from numba.np.arrayobj import make_array, populate_array
+    from numba.np.numpy_support import as_dtype
+
+    word = ir.IntType(64)
+    result = make_array(kind)(context, builder)
+    populate_array(
+        result,
+        data=builder.bitcast(data, result.data.type),
+        shape=cgutils.pack_array(builder, shape, ty=word),
+        strides=cgutils.pack_array(builder, strides, ty=word),
+        itemsize=ir.Constant(word, as_dtype(kind.dtype).itemsize),
+        meminfo=None,
+    )
+    return result._getvalue()
+
+
 def vector_at(dtype: Any) -> Any:
     """A helper: the vector of `n` elements of `dtype` at an address."""
     import numba
     from llvmlite import ir
     from numba import types
-    from numba.core import cgutils
     from numba.extending import intrinsic
-    from numba.np.arrayobj import make_array, populate_array
 
-    kind = numba.from_dtype(np.dtype(dtype))
-    vector = types.Array(kind, 1, "C")
+    vector = types.Array(numba.from_dtype(np.dtype(dtype)), 1, "C")
     size = np.dtype(dtype).itemsize
 
     @intrinsic  # type: ignore[untyped-decorator]
     def view(typing: Any, address: Any, n: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            word = ir.IntType(64)
-            result = make_array(vector)(context, builder)
-            populate_array(
-                result,
-                data=builder.inttoptr(args[0], result.data.type),
-                shape=cgutils.pack_array(builder, [args[1]], ty=word),
-                strides=cgutils.pack_array(builder, [ir.Constant(word, size)], ty=word),
-                itemsize=ir.Constant(word, size),
-                meminfo=None,
-            )
-            return result._getvalue()
+            data = builder.inttoptr(args[0], ir.PointerType(ir.IntType(8)))
+            strides = [ir.Constant(ir.IntType(64), size)]
+            return array_value(context, builder, vector, data, [args[1]], strides)
 
         return vector(types.int64, types.int64), generate
 

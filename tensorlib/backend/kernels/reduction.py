@@ -133,6 +133,18 @@ def contiguous(x: Any) -> Any:
     return x if x.flags.c_contiguous else np.ascontiguousarray(x)
 
 
+def split_at(x: Any, dim: int) -> tuple[int, int, int]:
+    """(outer, n, inner) of an array and one of its dimensions."""
+    shape = x.shape
+    dim %= len(shape)
+    return math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])
+
+
+def box(x: Any, dim: int) -> Any:
+    """`x` as (outer, n, inner), contiguous."""
+    return contiguous(x).reshape(split_at(x, dim))
+
+
 def whole_sum(x: Any, chunks: Any = sum_chunks) -> float:
     """The sum of all elements of x, by one of the kernels over chunks."""
     flat = contiguous(x).reshape(-1)

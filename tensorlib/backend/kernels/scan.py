@@ -14,6 +14,7 @@ import numpy as np
 from ..pool import parallel
 from .compiler import STRICT, inline, kernel
 from .local import local
+from .reduction import box
 
 _GRAIN = 1 << 15  # elements that are worth another thread
 _COLUMNS = 256  # whose sums a kernel keeps at a time
@@ -187,12 +188,6 @@ def largest_of_rows(real: Any) -> Any:
     return body
 
 
-def _box(x: Any, dim: int) -> Any:
-    """`x` as (outer, n, inner), contiguous."""
-    shape = (math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :]))
-    return np.asarray(x, order="C").reshape(shape)
-
-
 def _grain(x: Any) -> int:
     """Rows of (outer, ...) that are worth another thread."""
     return max(1, _GRAIN * len(x) // max(1, x.size))
@@ -201,25 +196,25 @@ def _grain(x: Any) -> int:
 def running_sum(x: Any, dim: int, reverse: bool) -> Any:
     """The running sum along `dim`, from its end if `reverse`."""
     out = np.empty(x.shape, x.dtype)
-    boxes = _box(x, dim), _box(out, dim)
+    boxes = box(x, dim), box(out, dim)
     parallel(running_sums, len(boxes[0]), _grain(boxes[0]), *boxes, int(reverse))
     return out
 
 
 def product(x: Any, dim: int, keepdim: bool) -> Any:
     """The product over one dimension."""
-    box = _box(x, dim)
-    out = np.empty((len(box), box.shape[2]), x.dtype)
-    parallel(products, len(box), _grain(box), box, out)
+    boxes = box(x, dim)
+    out = np.empty((len(boxes), boxes.shape[2]), x.dtype)
+    parallel(products, len(boxes), _grain(boxes), boxes, out)
     return out.reshape((*x.shape[:dim], *(1,) * keepdim, *x.shape[dim + 1 :]))
 
 
 def product_back(g: Any, x: Any, dim: int) -> Any:
     """g · the product of the others over one dimension."""
-    box, out = _box(x, dim), np.empty(x.shape, x.dtype)
-    rest = np.empty((len(box), box.shape[2]), x.dtype)
+    boxes, out = box(x, dim), np.empty(x.shape, x.dtype)
+    rest = np.empty((len(boxes), boxes.shape[2]), x.dtype)
     g = np.asarray(g, order="C").reshape(rest.shape)
-    parallel(products_of_others, len(box), _grain(box), g, box, _box(out, dim), rest)
+    parallel(products_of_others, len(boxes), _grain(boxes), g, boxes, box(out, dim), rest)
     return out
 
 

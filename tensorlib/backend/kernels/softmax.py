@@ -19,10 +19,9 @@ import numpy as np
 
 from ..pool import parallel
 from .compiler import STRICT, inline, kernel
-from .reduction import column_sums, contiguous
+from .reduction import BLOCK, column_sums, contiguous, split_at
 from .vector import exp_negative
 
-BLOCK = 1024  # elements that are summed in single precision
 WIDTH = 128  # columns side by side
 GROUP = 32  # rows whose sum is made in one go
 GRAIN = 1 << 13  # elements worth waking a thread for
@@ -292,13 +291,6 @@ def log_softmax_columns_back(real: Any) -> Any:
 
 
 # --- on arrays -----------------------------------------------------------------------------------
-
-
-def split_at(x: Any, dim: int) -> tuple[int, int, int]:
-    """(outer, n, inner) of an array and one of its dimensions."""
-    shape = x.shape
-    dim %= len(shape)
-    return math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])
 
 
 def totals(x: Any) -> tuple[Any, Any]:

@@ -103,12 +103,12 @@ def _format(real: Any) -> tuple[int, int, int]:
 
 
 def _on_bits(real: Any, results: int, generate: Callable[..., list[Any]]) -> Any:
-    """An intrinsic of one or two numbers, written on their bits.
+    """An intrinsic of a number, written on its bits.
 
     Args:
         real: The floating type.
         results: How many numbers it returns.
-        generate: Takes the builder, the integers that hold the numbers' bits, and a function that
+        generate: Takes the builder, the integer that holds the number's bits, and a function that
             makes an integer constant; returns integers to be taken as numbers.
     """
     from llvmlite import ir
@@ -121,8 +121,7 @@ def _on_bits(real: Any, results: int, generate: Callable[..., list[Any]]) -> Any
     returned = number if results == 1 else types.UniTuple(number, results)
 
     def lower(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        words = [builder.bitcast(x, word) for x in args]
-        out = generate(builder, words, lambda n: ir.Constant(word, n))
+        out = generate(builder, builder.bitcast(args[0], word), lambda n: ir.Constant(word, n))
         numbers = [builder.bitcast(x, kind) for x in out]
         return numbers[0] if results == 1 else context.make_tuple(builder, returned, numbers)
 
@@ -137,8 +136,8 @@ def power_of_two(real: Any) -> Any:
     """A helper: 2ⁿ of the number ``n + magic(real)``, for n within the exponent's range."""
     _, mantissa, bias = _format(real)
 
-    def generate(builder: Any, words: Any, constant: Any) -> list[Any]:
-        shifted = builder.shl(words[0], constant(mantissa))
+    def generate(builder: Any, bits: Any, constant: Any) -> list[Any]:
+        shifted = builder.shl(bits, constant(mantissa))
         return [builder.add(shifted, constant(bias << mantissa))]
 
     return _on_bits(real, 1, generate)
@@ -152,9 +151,9 @@ def _two_powers(real: Any) -> Any:
     """
     _, mantissa, _ = _format(real)
 
-    def generate(builder: Any, words: Any, constant: Any) -> list[Any]:
-        first = builder.lshr(words[0], constant(1))  # half of the sum carries one bias
-        second = builder.sub(words[0], first)
+    def generate(builder: Any, bits: Any, constant: Any) -> list[Any]:
+        first = builder.lshr(bits, constant(1))  # half of the sum carries one bias
+        second = builder.sub(bits, first)
         return [builder.shl(half, constant(mantissa)) for half in (first, second)]
 
     return _on_bits(real, 2, generate)
@@ -167,9 +166,9 @@ def _mantissa_and_exponent(real: Any) -> Any:
     root = int(np.asarray(math.sqrt(0.5), real).view(integer))
     big = int(np.asarray(magic(real)).view(integer))
 
-    def generate(builder: Any, words: Any, constant: Any) -> list[Any]:
-        n = builder.ashr(builder.sub(words[0], constant(root)), constant(mantissa))
-        m = builder.sub(words[0], builder.shl(n, constant(mantissa)))
+    def generate(builder: Any, bits: Any, constant: Any) -> list[Any]:
+        n = builder.ashr(builder.sub(bits, constant(root)), constant(mantissa))
+        m = builder.sub(bits, builder.shl(n, constant(mantissa)))
         return [m, builder.add(n, constant(big))]
 
     return _on_bits(real, 2, generate)

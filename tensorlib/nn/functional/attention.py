@@ -258,12 +258,12 @@ def _masked(
     return out, weights.mean(1) if average else weights
 
 
-def _unbatched(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
-    """The inputs with a batch of one; the same tensor stays the same."""
+def change_each(change: Any, query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
+    """`change` of the three; inputs that are the same tensor stay so, and share a projection."""
     key_is, value_is = query is key, key is value
-    query = query.unsqueeze(1)
-    key = query if key_is else key.unsqueeze(1)
-    return query, key, key if value_is else value.unsqueeze(1)
+    query = change(query)
+    key = query if key_is else change(key)
+    return query, key, key if value_is else change(value)
 
 
 def _check_width(width: int, expected: int, num_heads: int) -> None:
@@ -342,7 +342,7 @@ def multi_head_attention_forward(
     _check_multi(query, key, value, key_padding_mask, attn_mask, num_heads, batch)
     is_batched = query.dim() == 3
     if not is_batched:
-        query, key, value = _unbatched(query, key, value)
+        query, key, value = change_each(lambda x: x.unsqueeze(1), query, key, value)
     width = query.shape[2]
     _check_width(width, embed_dim_to_check, num_heads)
     separate = (q_proj_weight, k_proj_weight, v_proj_weight) if use_separate_proj_weight else None

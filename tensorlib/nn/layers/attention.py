@@ -8,6 +8,7 @@ import tensorlib
 import tensorlib.nn.functional as F
 from tensorlib.errors import ArgumentError
 from tensorlib.nn import init
+from tensorlib.nn.functional.attention import change_each
 from tensorlib.nn.layers.linear import Linear
 from tensorlib.nn.module import Module
 from tensorlib.nn.parameter import Parameter
@@ -144,10 +145,7 @@ class MultiheadAttention(Module):
         """
         turned = self.batch_first and query.dim() == 3
         if turned:
-            key_is, value_is = query is key, key is value
-            query = query.transpose(0, 1)
-            key = query if key_is else key.transpose(0, 1)
-            value = key if value_is else value.transpose(0, 1)
+            query, key, value = change_each(lambda x: x.transpose(0, 1), query, key, value)
         out, weights = F.multi_head_attention_forward(
             query,
             key,

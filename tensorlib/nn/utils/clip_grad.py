@@ -11,6 +11,7 @@ from typing import Any
 from tensorlib.autograd.core import wrap
 from tensorlib.backend import get_backend
 from tensorlib.errors import AutogradError
+from tensorlib.ops.precision import wide
 from tensorlib.tensor import Tensor
 
 Tensors = Tensor | Iterable[Tensor]
@@ -28,8 +29,7 @@ def _norm(xp: Any, a: Any, p: float) -> Any:
     """The p-norm of all elements; sums of half-precision numbers are accumulated in float32."""
     if a.size == 0:
         return xp.zeros((), a.real.dtype)
-    if a.dtype.itemsize < 4:
-        a = a.astype("float32")
+    a = wide(a)
     fused = get_backend(a).kernel("square_sum", a) if p == 2.0 else None
     if fused:
         return xp.asarray(math.sqrt(fused(a)), a.dtype)
