@@ -14,7 +14,7 @@ from tensorlib.errors import CollectiveMismatchError
 
 _DIMS = 8
 # sequence, root, number of dimensions, name, dtype, op, dimensions
-_RECORD = struct.Struct(f"<qii28s12s8s{_DIMS}q")
+_RECORD = struct.Struct(f"<qii28s16s8s{_DIMS}q")
 RECORD_BYTES = _RECORD.size
 
 
@@ -56,14 +56,15 @@ def check_agreement(records: bytearray, ranks: Sequence[int]) -> None:
     """Raise on every rank unless all ranks made the same call.
 
     Args:
-        records: the packed calls of all ranks, one after the other, in rank order.
+        records: the packed calls of all ranks, one after the other, in rank order; or one, which
+            is known to be that of all.
         ranks: the world rank of each, for the message.
 
     Raises:
         CollectiveMismatchError: the calls differ; the message says which rank sent what.
     """
     first = bytes(records[:RECORD_BYTES])
-    if records == first * len(ranks):
+    if records in (first, first * len(ranks)):
         return
     calls = [Call.unpack(records[i : i + RECORD_BYTES]) for i in range(0, len(records), len(first))]
     name = calls[0].name

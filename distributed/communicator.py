@@ -23,9 +23,11 @@ from tensorlib.distributed.lookout import Sighting, checksum
 from tensorlib.distributed.reduction import (
     Array,
     ReduceOp,
+    Reduction,
     contiguous,
     copy_back,
     dtype_name,
+    namespace,
     reduction,
 )
 from tensorlib.distributed.work import Request, Steps, Work
@@ -82,18 +84,18 @@ class Communicator(ABC):
 
     def all_reduce(self, array: Array, op: ReduceOp = ReduceOp.SUM) -> Work:
         """Reduce ``array`` over the ranks, in place; the same bits on every rank."""
-        plan = reduction(op, array.dtype, self.size)
+        plan = self._plan(op, array)
 
         def transfer() -> Steps:
             buffer = plan.stage(array)
             yield from self._all_reduce(buffer, plan.op, plan.divisor)
             plan.result(buffer, array)
 
-        return self._collective("all_reduce", transfer, array, op=op)
+        return self._collective("all_reduce", transfer, array, op=op, shown=plan.shown(array))
 
     def reduce(self, array: Array, root: int, op: ReduceOp = ReduceOp.SUM) -> Work:
         """Reduce ``array`` into the root's, in place; the others' stay as they are."""
-        plan = reduction(op, array.dtype, self.size)
+        plan = self._plan(op, array)
 
         def transfer() -> Steps:
             buffer = plan.stage(array)
@@ -101,20 +103,22 @@ class Communicator(ABC):
             if self.rank == root:
                 plan.result(buffer, array)
 
-        return self._collective("reduce", transfer, array, op=op, root=root)
+        shown = plan.shown(array)
+        return self._collective("reduce", transfer, array, op=op, root=root, shown=shown)
 
     def reduce_scatter(self, out: Array, arrays: Arrays, op: ReduceOp = ReduceOp.SUM) -> Work:
         """Reduce ``arrays[r]`` over the ranks into rank r's ``out``."""
-        plan = reduction(op, out.dtype, self.size)
+        plan = self._plan(op, out)
         self._check_list("reduce_scatter", arrays, out)
 
         def transfer() -> Steps:
             packed = plan.stage(_packed(arrays))
-            buffer = np.empty_like(packed, shape=out.shape)
+            buffer = namespace(packed).empty(out.shape, packed.dtype)
             yield from self._reduce_scatter(buffer, packed, plan.op, plan.divisor)
             plan.result(buffer, out)
 
-        return self._collective("reduce_scatter", transfer, out, op=op)
+        shown = plan.shown(arrays) if isinstance(arrays, np.ndarray) else None
+        return self._collective("reduce_scatter", transfer, out, op=op, shown=shown)
 
     def fold(self, out: Array, rows: Array, counts: Sequence[int], combine: Fold) -> Work:
         """Combine the rows of all ranks, in an order of the caller's, into every rank's ``out``.
@@ -146,7 +150,7 @@ class Communicator(ABC):
             yield from self._all_gather(buffer, contiguous(array))
             _unpack(buffer, outs)
 
-        return self._collective(name, transfer, array)
+        return self._collective(name, transfer, array, shown=array)
 
     def gather(self, outs: Arrays | None, array: Array, root: int, name: str = "gather") -> Work:
         """Bring rank r's ``array`` into the root's ``outs[r]``; the others pass None."""
@@ -159,7 +163,7 @@ class Communicator(ABC):
             if buffer is not None:
                 _unpack(buffer, outs)
 
-        return self._collective(name, transfer, array, root=root)
+        return self._collective(name, transfer, array, root=root, shown=array)
 
     def scatter(self, out: Array, arrays: Arrays | None, root: int, name: str = "scatter") -> Work:
         """Bring the root's ``arrays[r]`` into rank r's ``out``; the others pass None."""
@@ -172,7 +176,8 @@ class Communicator(ABC):
             yield from self._scatter(buffer, packed, root)
             copy_back(buffer, out)
 
-        return self._collective(name, transfer, out, root=root)
+        shown = arrays if self.rank == root and isinstance(arrays, np.ndarray) else None
+        return self._collective(name, transfer, out, root=root, shown=shown)
 
     def broadcast(self, array: Array, root: int, name: str = "broadcast") -> Work:
         """Bring the root's ``array`` into every rank's, in place."""
@@ -182,7 +187,8 @@ class Communicator(ABC):
             yield from self._broadcast(buffer, root)
             copy_back(buffer, array)
 
-        return self._collective(name, transfer, array, root=root)
+        shown = array if self.rank == root else None
+        return self._collective(name, transfer, array, root=root, shown=shown)
 
     def all_to_all(
         self, out: Array, array: Array, out_rows: Sequence[int], rows: Sequence[int]
@@ -215,15 +221,16 @@ class Communicator(ABC):
     def send(self, array: Array, peer: int, tag: int = 0) -> Work:
         """Send ``array`` to rank ``peer``."""
         self._check_root("send", peer)
-        call = Call(0, "send", array.shape, dtype_name(array.dtype), root=self.rank)
-        steps = self._send(call.pack(), contiguous(array), peer, tag)
-        return Work(self, call, steps).start(queued=False)
+        call = Call(0, "send", array.shape, self._dtype_name(array), root=self.rank)
+        sent = contiguous(array)
+        steps = self._send(call.pack(), sent, peer, tag)
+        return self._work(call, steps, array, sent).start(queued=False)
 
     def recv(self, array: Array, peer: int | None, tag: int = 0) -> Work:
         """Receive into ``array`` from rank ``peer``, or from any; the result is the sender."""
         if peer is not None:
             self._check_root("recv", peer)
-        expected = Call(0, "recv", array.shape, dtype_name(array.dtype), root=self.rank)
+        expected = Call(0, "recv", array.shape, self._dtype_name(array), root=self.rank)
 
         def steps() -> Steps:
             record, buffer = bytearray(RECORD_BYTES), contiguous(array)
@@ -238,20 +245,20 @@ class Communicator(ABC):
             copy_back(buffer, array)
             return sent.root
 
-        return Work(self, expected, steps()).start(queued=False)
+        return self._work(expected, steps(), array).start(queued=False)
 
     # The group
 
     def empty(self, count: int, like: Array) -> Array:
         """An uninitialised vector of the dtype of ``like``, where reducing it is fastest."""
-        return np.empty_like(like, shape=count)
+        return namespace(like).empty(count, like.dtype)
 
     def shared(self, count: int, like: Array) -> Array | None:
         """One vector of the dtype of ``like`` that all ranks have; None where none can be.
 
         Every rank calls it, and keeps what it gets as long as any other does.
         """
-        return np.empty_like(like, shape=count) if self.size == 1 else None
+        return namespace(like).empty(count, like.dtype) if self.size == 1 else None
 
     def barrier(self, name: str = "barrier", numbers: tuple[int, ...] = ()) -> Work:
         """Done once every rank has called it with the same numbers: the headers do it all."""
@@ -261,6 +268,10 @@ class Communicator(ABC):
     def split(self, color: int | None, key: int = 0) -> "Communicator | None":
         """A group of the ranks with the same ``color``, ordered by ``key``; None for None."""
 
+    def catch_up(self) -> None:
+        """Let the caller's stream wait for all that the group has given to a GPU so far."""
+        return
+
     def close(self) -> None:
         """Give back what the group holds, if nothing is under way on it."""
         return
@@ -269,8 +280,13 @@ class Communicator(ABC):
     # Reductions divide what they have reduced by the divisor.
 
     @abstractmethod
-    def _exchange(self, record: bytes, records: bytearray) -> Requests:
-        """All-gather the small ``record``; must not depend on transfers that are under way."""
+    def _exchange(self, record: bytes, records: bytearray, shown: Array | None) -> Requests:
+        """All-gather the small ``record``; must not depend on transfers that are under way.
+
+        Where it turns out to be the same on all ranks, ``records`` may end up with that one alone.
+        ``shown`` is what this rank passes to the transfer that follows, if it is known: a backend
+        may look at it, or let others do so, from now on.
+        """
 
     @abstractmethod
     def _all_reduce(self, buffer: Array, op: ReduceOp, divisor: int) -> Requests: ...
@@ -288,14 +304,15 @@ class Communicator(ABC):
         ends = [out.size * r // self.size for r in range(self.size + 1)]
         widths = [end - start for start, end in pairwise(ends)]
         mine = widths[self.rank]
-        sent = np.concatenate([rows[:, i:j].reshape(-1) for i, j in pairwise(ends)])
-        received = np.empty_like(out, shape=sum(counts) * mine)
+        xp = namespace(out)
+        sent = xp.concatenate([rows[:, i:j].reshape(-1) for i, j in pairwise(ends)])
+        received = xp.empty(sum(counts) * mine, out.dtype)
         yield from self._all_to_all(
             received, sent, [mine * count for count in counts], [len(rows) * w for w in widths]
         )
-        slot = np.zeros_like(out, shape=max(widths))
+        slot = xp.zeros(max(widths), out.dtype)
         slot[:mine] = combine(list(received.reshape(sum(counts), mine)))
-        packed = np.empty_like(out, shape=(self.size, len(slot)))
+        packed = xp.empty((self.size, len(slot)), out.dtype)
         yield from self._all_gather(packed, slot)
         for row, start, width in zip(packed, ends[:-1], widths, strict=True):
             out[start : start + width] = row[:width]
@@ -343,6 +360,10 @@ class Communicator(ABC):
 
     def give_up(self, work: Work, limit_s: float) -> NoReturn:
         """Raise the report of a wait that took too long."""
+        raise self.timed_out(work, limit_s)
+
+    def timed_out(self, work: Work, limit_s: float) -> CollectiveTimeoutError:
+        """The report of a wait that took too long; the group is out of step from here on."""
         call, me = work.call, self.ranks[self.rank]
         seen = self.sightings(work)
         mine = checksum(self.ranks), call.sequence
@@ -366,7 +387,7 @@ class Communicator(ABC):
         )
         if call.sequence:
             self._broken = error
-        raise error
+        return error
 
     def _collective(
         self,
@@ -376,8 +397,12 @@ class Communicator(ABC):
         op: ReduceOp | None = None,
         root: int = -1,
         shape: tuple[int, ...] = (),
+        shown: Array | None = None,
     ) -> Work:
-        """Start the exchange of headers; ``transfer`` follows once they agree."""
+        """Start the exchange of headers; ``transfer`` follows once they agree.
+
+        A backend's transfer of ``shown`` may begin with the exchange.
+        """
         if self._broken is not None:
             raise DistributedError(
                 f"{name}: this process group is out of step since an earlier timeout; start again"
@@ -387,19 +412,31 @@ class Communicator(ABC):
         self._sequence += 1
         dtype = ""
         if array is not None:
-            shape, dtype = array.shape, dtype_name(array.dtype)
+            shape, dtype = array.shape, self._dtype_name(array)
         call = Call(self._sequence, name, shape, dtype, op.name if op else "", root)
 
         def steps() -> Steps:
             record = call.pack()
             records = bytearray(RECORD_BYTES * self.size)
-            yield from self._exchange(record, records)
+            yield from self._exchange(record, records, shown)
             work.arrived = True
             check_agreement(records, self.ranks)
             return (yield from transfer())
 
-        work = Work(self, call, steps())
+        work = self._work(call, steps(), array, transfer)
         return work.start(queued=True)
+
+    def _plan(self, op: ReduceOp, array: Array) -> Reduction:
+        """How to reduce an array."""
+        return reduction(op, array.dtype, self.size)
+
+    def _dtype_name(self, array: Array) -> str:
+        """The dtype as the headers carry it."""
+        return dtype_name(array.dtype)
+
+    def _work(self, call: Call, steps: Steps, array: Array | None, keeps: Any = None) -> Work:
+        """What a call on ``array`` returns; ``keeps`` refers to all the memory that it moves."""
+        return Work(self, call, steps)
 
     def _check_root(self, name: str, root: int) -> None:
         if not 0 <= root < self.size:
@@ -409,7 +446,7 @@ class Communicator(ABC):
         if arrays is None or len(arrays) != self.size:
             got = "none" if arrays is None else len(arrays)
             raise ArgumentError(f"{name}: got {got} tensors for {self.size} ranks; pass one each")
-        for array in arrays[:1] if isinstance(arrays, np.ndarray) else arrays:
+        for array in arrays if isinstance(arrays, list | tuple) else arrays[:1]:
             _check_dtype(name, array, like)
             if array.shape != like.shape:
                 raise ShapeError(
@@ -437,13 +474,13 @@ def _check_dtype(name: str, one: Any, other: Any) -> None:
 
 def _packed(arrays: Arrays) -> Array:
     """The arrays as one of shape (size, ...)."""
-    return np.stack(arrays) if isinstance(arrays, list | tuple) else arrays
+    return namespace(arrays[0]).stack(arrays) if isinstance(arrays, list | tuple) else arrays
 
 
 def _room(outs: Arrays, array: Array, size: int) -> Array:
     """A contiguous array of shape (size, ...) to receive into: ``outs`` itself if it is one."""
     if isinstance(outs, list | tuple) or not outs.flags.c_contiguous:
-        return np.empty_like(array, shape=(size, *array.shape), order="C")
+        return namespace(array).empty((size, *array.shape), array.dtype)
     return outs
 
 

@@ -34,6 +34,7 @@ from tensorlib.distributed.reduction import (
 from tensorlib.distributed.work import Steps, Work, is_busy
 from tensorlib.errors import CollectiveMismatchError, DistributedError
 
+_MANY = 64  # ranks, from which on the headers are compared before they are collected
 _STOPPED_S = 2.0  # a wait this long tells of stopped ranks
 _LAST_MESSAGE_S = 3.0  # what a rank has sent before it ended may still be on its way
 
@@ -59,8 +60,8 @@ def lookout() -> Lookout:
 def _introduce(world: MPI.Intracomm) -> None:
     """Tell every rank how to ask the others."""
     mine = lookout()
-    mine.secret = world.bcast(mine.secret)
-    mine.places = dict(enumerate(world.allgather(mine.place)))
+    secret = world.bcast(mine.secret)
+    mine.introduce(world.rank, dict(enumerate(world.allgather(mine.place))), secret)
 
 
 class MPICommunicator(Communicator):
@@ -82,9 +83,14 @@ class MPICommunicator(Communicator):
 
     def split(self, color: int | None, key: int = 0) -> "MPICommunicator | None":
         """A group of the ranks with the same color, ordered by key."""
+        comm = self.divide(color, key)
+        return None if comm is None else self._like(comm)
+
+    def divide(self, color: int | None, key: int = 0) -> MPI.Comm | None:
+        """An mpi4py communicator of the ranks with the same color, ordered by key."""
         self.barrier("split").wait()  # MPI's own call blocks: not before all are here
         comm = self._data.Split(MPI.UNDEFINED if color is None else color, key)
-        return None if color is None else self._like(comm)
+        return None if color is None else comm
 
     def _like(self, comm: MPI.Comm) -> "MPICommunicator":
         """A group of some of these ranks, of the same kind."""
@@ -96,8 +102,19 @@ class MPICommunicator(Communicator):
             self._data.Free()
             self._headers.Free()
 
-    def _exchange(self, record: bytes, records: bytearray) -> Requests:
-        yield self._headers.Iallgather(record, records)
+    def _exchange(self, record: bytes, records: bytearray, shown: Array | None) -> Requests:
+        if self.size < _MANY:
+            yield self._headers.Iallgather(record, records)
+            return
+        # Bits that are set in all records and bits that are clear in all: together they are every
+        # bit if the records are the same, which is seen without collecting them.
+        own = np.frombuffer(record, np.uint8)
+        common = np.stack([own, ~own])
+        yield self._headers.Iallreduce(MPI.IN_PLACE, [common, MPI.BYTE], MPI.BAND)
+        if (common[0] ^ common[1] == 255).all():
+            records[:] = record
+        else:  # like a transfer, as only these have the same order on every rank
+            yield self._data.Iallgather(record, records)
 
     def _all_reduce(self, buffer: Array, op: ReduceOp, divisor: int) -> Requests:
         if buffer.dtype.kind == "f" and op in _NAN_AWARE:
@@ -148,9 +165,14 @@ class MPICommunicator(Communicator):
         yield request
 
     def _recv(self, record: bytearray, array: Array, peer: int | None, tag: int) -> Requests:
-        source = MPI.ANY_SOURCE if peer is None else peer
+        if peer is None:
+            arrival = _Arrival(self._data, tag)
+            yield arrival
+            receive = arrival.message.Irecv
+        else:
+            receive = functools.partial(self._data.Irecv, source=peer, tag=tag)
         with _message(record, array) as message:
-            request = self._data.Irecv(message, source, tag)
+            request = receive(message)
         try:
             yield request
         except MPI.Exception as error:
@@ -202,6 +224,23 @@ class MPICommunicator(Communicator):
                     f"{call.name}: rank {rank} has ended its script, rank {self.ranks[self.rank]} "
                     "still waits for it; every rank must make the same calls"
                 )
+
+
+class _Arrival:
+    """Done once a message from whatever rank is there.
+
+    A receive that is posted for any source may never end under MPICH (5.0, ch4) where some ranks
+    are on this host and others are not; a matched probe always finds what has come.
+    """
+
+    def __init__(self, comm: MPI.Comm, tag: int) -> None:
+        self._comm, self._tag = comm, tag
+        self.message: Any = None
+
+    def Test(self) -> bool:
+        """Look."""
+        self.message = self._comm.Improbe(MPI.ANY_SOURCE, self._tag)
+        return self.message is not None
 
 
 @contextmanager

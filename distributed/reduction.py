@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tensorlib.backend import get_backend
 from tensorlib.errors import DtypeError
 
 Array = Any  # numpy.ndarray or cupy.ndarray
@@ -57,14 +58,26 @@ def dtype_name(dtype: np.dtype) -> str:
     return dtype.name
 
 
+def namespace(array: Array) -> Any:
+    """``numpy`` or ``cupy``: where the functions for an array are."""
+    return np if isinstance(array, np.ndarray) else get_backend(array).xp
+
+
 @cache
-def reduction(op: ReduceOp, dtype: np.dtype, size: int) -> "Reduction":
+def reduction(op: ReduceOp, dtype: np.dtype, size: int, widens: bool = True) -> "Reduction":
     """How to reduce arrays of ``dtype`` over ``size`` ranks.
+
+    Args:
+        op: the reduction.
+        dtype: of the arrays.
+        size: the number of ranks.
+        widens: whether the backend is given half precision as float32; False: it sums halves in
+            float32 by itself.
 
     Raises:
         DtypeError: it cannot be done.
     """
-    return Reduction(op, dtype, size)
+    return Reduction(op, dtype, size, widens)
 
 
 class Reduction:
@@ -76,7 +89,7 @@ class Reduction:
         divisor: what the backend divides the result by: the number of ranks for a mean.
     """
 
-    def __init__(self, op: ReduceOp, dtype: np.dtype, size: int) -> None:
+    def __init__(self, op: ReduceOp, dtype: np.dtype, size: int, widens: bool) -> None:
         kind = "f" if dtype.name == "bfloat16" else dtype.kind
         if kind not in "fciub":
             raise DtypeError(f"reduction {op.name}: cannot reduce {dtype}; pass numbers")
@@ -93,7 +106,7 @@ class Reduction:
         self.divisor = 1
         if kind == "b":
             self.dtype, self.op = np.dtype(np.uint8), _ON_BOOL[op]
-        elif dtype.itemsize == 2 and kind == "f":
+        elif dtype.itemsize == 2 and kind == "f" and widens:
             self.dtype = np.dtype(np.float32)
         if op is ReduceOp.AVG:
             self.op, self.divisor = ReduceOp.SUM, size
@@ -105,6 +118,11 @@ class Reduction:
             return array.view(np.uint8)
         return array.astype(self.dtype, copy=False)
 
+    def shown(self, array: Array) -> Array | None:
+        """What `stage` will return, if it is the array's own memory."""
+        same = array.dtype.itemsize == self.dtype.itemsize and array.flags.c_contiguous
+        return array if same else None
+
     def result(self, buffer: Array, out: Array) -> None:
         """Bring the reduced ``buffer`` into ``out``."""
         if out.dtype == np.bool_:
@@ -115,7 +133,7 @@ class Reduction:
 def divide(array: Array, divisor: int) -> None:
     """Divide in place."""
     if divisor != 1:
-        np.divide(array, divisor, out=array)
+        array /= divisor
 
 
 def contiguous(array: Array) -> Array:
@@ -128,7 +146,14 @@ def as_bytes(array: Array) -> Array:
     return array.reshape(-1).view(np.uint8)
 
 
+def address(array: Array) -> int:
+    """Where an array's memory begins; asks no GPU."""
+    if isinstance(array, np.ndarray):
+        return int(array.__array_interface__["data"][0])
+    return int(array.data.ptr)
+
+
 def copy_back(buffer: Array, out: Array) -> None:
     """Bring ``buffer`` into ``out`` unless it is the same memory already."""
-    if not np.may_share_memory(buffer, out):
+    if buffer is not out and not namespace(out).may_share_memory(buffer, out):
         out[...] = buffer.astype(out.dtype, copy=False)

@@ -7,55 +7,93 @@ Every rank reduces one slice of the tensor, straight from and into everyone's me
     rank 1's    [   │    |    ▼    |    │    ]      writes the sum to all, rank 1 the slices 1, ...
     rank 2's    [   │    |    │    |    ▼    ]
 
-A tensor that lies in the arena is read and written where it is; any other goes through a staging
-block piece by piece. The ranks meet through counters in shared memory: a rank raises its own and
-looks at those of the others. Sums are taken in rank order, so that every rank has the same bits.
+The ranks meet through counters in shared memory: a rank raises its own and looks at those of the
+others. The header that opens a collective says where the rank's tensor is, so that the ranks meet
+twice in all, at the header and at the end. A tensor is shared where it lies (see ``arena``), or, if
+it is of middle size or comes from elsewhere, copied into a staging block. A small one travels in
+the header: every rank reduces it by itself, and there is no second meeting. Sums are taken in rank
+order, so that every rank has the same bits.
 
-What moves little, or between two ranks, is left to MPI.
+What moves between two ranks is left to MPI.
 """
 
 import threading
-from collections.abc import Callable, Generator, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Generator, Sequence
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from mpi4py import MPI
 
 from tensorlib.backend.fused import find
-from tensorlib.distributed.arena import Mapping, arena, peer
+from tensorlib.distributed.arena import Lease, Mapping, arena, peer
 from tensorlib.distributed.call import RECORD_BYTES
 from tensorlib.distributed.communicator import Fold, Requests
 from tensorlib.distributed.mpi import MPICommunicator
 from tensorlib.distributed.reduction import UFUNCS, Array, ReduceOp, as_bytes, copy_back, divide
-from tensorlib.distributed.work import Request
+from tensorlib.distributed.work import Request, is_idle
 
-_RING = 32  # calls whose headers may be under way at once
-_SLOT_BYTES = -(-RECORD_BYTES // 8) * 8
-_POSTED, _READ, _PHASE, _PLACE, _STAGE = range(5)  # a rank's counters and offsets, in words
-_WORDS = 8 + _RING * _SLOT_BYTES // 8
-_PIECE_BYTES = 1 << 20  # of a tensor outside the arena: copied, reduced and copied back in cache
-_SMALL_BYTES = 1 << 14  # up to here one exchange of messages is faster than two meetings
+_RING = 16  # headers that a rank has room for; half of them may be under way at once
+_POSTED, _PHASE, _PLACE, _SECOND_PLACE = range(4)  # a rank's words
+_INSIDE_BYTES = 1 << 14  # up to here a tensor travels in the header
+_IN_PLACE_BYTES = 1 << 15  # from here on a tensor is shared where it lies: copying it costs more
+_STAGE_BYTES = 1 << 20  # a staging block up to here is kept for the next call
 _CHUNK = 1 << 14  # elements that are read from all ranks before the result is written to them
+# A rank's memory, in words: its own words and places, then the records, then the payloads.
+_PLACES_AT = 8
+_RECORD_WORDS = -(-RECORD_BYTES // 64) * 8
+_RECORDS_AT = _PLACES_AT + _RING
+_PAYLOADS_AT = _RECORDS_AT + _RING * _RECORD_WORDS
+_WORDS = _PAYLOADS_AT + _RING * _INSIDE_BYTES // 8
+# Where the peers find an array, if it is not an offset in its rank's arena.
+_INSIDE, _LATER = -1, -2
 
-Everyones = Generator[Request, None, list[Array]]
 _fence = threading.Lock()  # taking and leaving it orders memory on every processor
 
 
 class _Until:
     """Done once a counter of every rank has reached a number."""
 
-    def __init__(self, words: memoryview, places: Sequence[int], number: int) -> None:
-        self._words, self._places, self._number = words, places, number
+    def __init__(self, counters: memoryview, number: int) -> None:
+        self._counters, self._number = counters, number
 
     def Test(self) -> bool:
         """Look."""
-        words, number = self._words, self._number
-        for place in self._places:
-            if words[place] < number:
+        number = self._number
+        for counter in self._counters:
+            if counter < number:
                 return False
         with _fence:
             return True
+
+
+class _View(NamedTuple):
+    """At which place this rank shows an array, and what keeps it there."""
+
+    place: int
+    lease: Lease | None = None
+
+
+_IN_THE_HEADER, _NOT_YET, _NOTHING = _View(_INSIDE), _View(_LATER), _View(0)
+
+
+class _Shown(NamedTuple):
+    """What the headers of a call said of its array."""
+
+    view: _View
+    places: list[int]
+    slot: int
+
+
+class _Everyones(NamedTuple):
+    """Everyone's array, as the rows of a copy if they came in the headers; the view keeps mine."""
+
+    arrays: Sequence[Array]
+    rows: Array | None
+    view: _View
+
+
+Sharing = Generator[Request, None, _Everyones]
 
 
 def join(comm: MPI.Comm, timeout_s: float) -> "SharedMemoryCommunicator | None":
@@ -64,7 +102,7 @@ def join(comm: MPI.Comm, timeout_s: float) -> "SharedMemoryCommunicator | None":
     Every rank of ``comm`` calls it at about the same time.
     """
     try:
-        place: Any = arena().place
+        place: Any = arena().zeros(_STAGE_BYTES) and arena().place
     except OSError:
         place = None
     host = comm.Split_type(MPI.COMM_TYPE_SHARED)
@@ -93,29 +131,32 @@ class SharedMemoryCommunicator(MPICommunicator):
     def __init__(self, comm: MPI.Comm, timeout_s: float, mappings: Sequence[Mapping]) -> None:
         super().__init__(comm, timeout_s)
         self._mappings = mappings
-        self._posted = self._phase = 0
-        self._kept = arena().empty((self.size, _WORDS), np.int64) if self.rank == 0 else None
-        if self._kept is not None:
-            self._kept[...] = 0
-        offset = comm.bcast(None if self._kept is None else arena().offset(self._kept))
+        # The last call that was made, posted and ended here, and the last meeting.
+        self._made = self._posted = self._over = self._phase = 0
+        self._shown: _Shown | None = None  # from the header until the transfer begins
+        self._stages: dict[int, Lease] = {}
+        self._kept = arena().zeros(8 * self.size * _WORDS) if self.rank == 0 else None
+        offset = comm.bcast(None if self._kept is None else self._kept.offset)
         control = mappings[0].array(offset, (self.size, _WORDS), np.int64)
         self._words = memoryview(control).cast("B").cast("q")
-        self._records = control[:, 8:].view(np.uint8).reshape(self.size, _RING, _SLOT_BYTES)
+        payloads = control[:, _PAYLOADS_AT:].reshape(self.size, _RING, -1)
+        self._payloads = cache(payloads.view)  # by dtype
+        records = control[:, _RECORDS_AT:_PAYLOADS_AT].reshape(self.size, _RING, -1)
+        self._records = [  # by slot
+            [memoryview(row.view(np.uint8))[:RECORD_BYTES] for row in slot]
+            for slot in records.swapaxes(0, 1)
+        ]
         comm.Barrier()  # the block is mapped before rank 0 could drop it
-
-    def empty(self, count: int, like: Array) -> Array:
-        """A vector that the peers can reduce in place."""
-        return arena().empty(count, like.dtype)
 
     def shared(self, count: int, like: Array) -> Array | None:
         """One vector that all ranks have; it lies in rank 0's arena."""
         place = np.zeros(1, np.int64)
         if self.rank == 0:
-            block = self.empty(count, like)
-            place[0] = arena().offset(block)
+            block = arena().zeros(count * like.itemsize)
+            place[0] = block.offset
         self.broadcast(place, 0, "shared").wait()
         if self.rank == 0:
-            return block
+            return np.asarray(block)[: count * like.itemsize].view(like.dtype)
         return self._mappings[0].array(int(place[0]), count, like.dtype)
 
     def _like(self, comm: MPI.Comm) -> MPICommunicator:
@@ -124,135 +165,169 @@ class SharedMemoryCommunicator(MPICommunicator):
         mappings = [self._mappings[place] for place in places]
         return SharedMemoryCommunicator(comm, self.timeout_s, mappings)
 
-    def _exchange(self, record: bytes, records: bytearray) -> Requests:
-        self._posted += 1
-        number, slot = self._posted, self._posted % _RING
-        if number > _RING:
-            yield self._until(_READ, number - _RING)
-        self._records[self.rank, slot, :RECORD_BYTES] = np.frombuffer(record, np.uint8)
+    def _exchange(self, record: bytes, records: bytearray, shown: Array | None) -> Requests:
+        self._made += 1
+        number, slot = self._made, self._made % _RING
+        # When call n is over here, all ranks have posted it; their calls up to n - _RING / 2 were
+        # over then, and their slots are free. Headers are posted in order.
+        if number - self._over > _RING // 2 or number - self._posted > 1:
+            yield self._until(_POSTED, number - _RING // 2)
+        view = _NOT_YET
+        # The header says that the array may be written to: not while an earlier call could use it.
+        if isinstance(shown, np.ndarray) and shown.flags.c_contiguous and is_idle():
+            view = self._show(shown, _PLACE, slot)
+        self._records[slot][self.rank][:] = record
+        self._words[self.rank * _WORDS + _PLACES_AT + slot] = view.place
+        self._posted = number
         self._tell(_POSTED, number)
         yield self._until(_POSTED, number)
-        found = self._records[:, slot, :RECORD_BYTES]
-        np.frombuffer(records, np.uint8).reshape(found.shape)[...] = found
-        self._tell(_READ, number)
+        self._over = number - 1  # transfers are in order
+        records[:] = b"".join(self._records[slot])
+        self._shown = _Shown(view, self._everyones(_PLACES_AT + slot), slot)
 
     def _all_reduce(self, buffer: Array, op: ReduceOp, divisor: int) -> Requests:
-        if buffer.nbytes <= _SMALL_BYTES:
-            return (yield from super()._all_reduce(buffer, op, divisor))
-        combine = partial(self._combine, UFUNCS[op], divisor, range(self.size))
-        yield from self._piecewise(buffer.reshape(-1), combine)
+        flat = buffer.reshape(-1)
+        everyones = yield from self._share(flat)
+        if everyones.rows is None:
+            self._reduce_slice(UFUNCS[op], divisor, everyones.arrays, everyones.arrays)
+            yield from self._meet()
+            copy_back(everyones.arrays[self.rank], flat)
+        else:
+            _reduce_rows(UFUNCS[op], divisor, everyones.rows, flat)
 
     def _reduce(self, buffer: Array, op: ReduceOp, divisor: int, root: int) -> Requests:
-        combine = partial(self._combine, UFUNCS[op], divisor, (root,))
-        yield from self._piecewise(buffer.reshape(-1), combine, self.rank == root)
+        flat = buffer.reshape(-1)
+        everyones = yield from self._share(flat)
+        if everyones.rows is None:
+            target = everyones.arrays[root]
+            self._reduce_slice(UFUNCS[op], divisor, everyones.arrays, [target])
+            yield from self._meet()
+            if self.rank == root:
+                copy_back(target, flat)
+        elif self.rank == root:
+            _reduce_rows(UFUNCS[op], divisor, everyones.rows, flat)
 
     def _reduce_scatter(self, out: Array, packed: Array, op: ReduceOp, divisor: int) -> Requests:
-        everyones = yield from self._share(packed.reshape(self.size, out.size))
-        rows = [one[self.rank] for one in everyones]
-        _reduce_chunks(UFUNCS[op], divisor, rows, [out.reshape(-1)], 0, out.size)
-        yield from self._meet()
+        flat = out.reshape(-1)
+        part = slice(self.rank * flat.size, (self.rank + 1) * flat.size)
+        everyones = yield from self._share(packed.reshape(-1))
+        if everyones.rows is None:
+            found = [one[part] for one in everyones.arrays]
+            _reduce_chunks(UFUNCS[op], divisor, found, [flat], 0, flat.size)
+        else:
+            _reduce_rows(UFUNCS[op], divisor, everyones.rows[:, part], flat)
+        yield from self._leave(everyones)
 
     def _fold(self, out: Array, rows: Array, counts: Sequence[int], combine: Fold) -> Requests:
         flat = rows.reshape(-1)
-        everyones = yield from self._share(flat, count=[count * out.size for count in counts])
-        outs = yield from self._share(out, word=_STAGE)
+        everyones = yield from self._share(flat, sizes=[count * out.size for count in counts])
+        outs = yield from self._share(out, word=_SECOND_PLACE)
         start, end = (out.size * (self.rank + k) // self.size for k in (0, 1))
         for i in range(start, end, _CHUNK):
             j = min(i + _CHUNK, end)
             result = combine(
-                [row for one in everyones for row in one.reshape(-1, out.size)[:, i:j]]
+                [row for one in everyones.arrays for row in one.reshape(-1, out.size)[:, i:j]]
             )
-            for one in outs:
+            for one in outs.arrays:
                 one[i:j] = result
         yield from self._meet()
-        copy_back(outs[self.rank], out)
+        copy_back(outs.arrays[self.rank], out)
 
     def _all_gather(self, packed: Array, array: Array) -> Requests:
-        if array.size == 0:
-            return
         everyones = yield from self._share(as_bytes(array))
-        for row, one in zip(as_bytes(packed).reshape(self.size, -1), everyones, strict=True):
-            row[...] = one
-        yield from self._meet()
+        for row, one in zip(packed.reshape(self.size, -1), everyones.arrays, strict=True):
+            copy_back(one.view(array.dtype), row)
+        yield from self._leave(everyones)
+
+    def _gather(self, packed: Array | None, array: Array, root: int) -> Requests:
+        everyones = yield from self._share(as_bytes(array))
+        if packed is not None:
+            for row, one in zip(packed.reshape(self.size, -1), everyones.arrays, strict=True):
+                copy_back(one.view(array.dtype), row)
+        yield from self._leave(everyones)
+
+    def _scatter(self, out: Array, packed: Array | None, root: int) -> Requests:
+        mine = as_bytes(out)
+        sent = mine if packed is None else as_bytes(packed)
+        everyones = yield from self._share(sent, root, [self.size * mine.size] * self.size)
+        start = self.rank * mine.size
+        copy_back(everyones.arrays[root][start : start + mine.size], mine)
+        yield from self._leave(everyones)
 
     def _broadcast(self, buffer: Array, root: int) -> Requests:
         mine = as_bytes(buffer)
-        everyones = yield from self._share(mine, self.rank == root)
+        everyones = yield from self._share(mine, root)
         if self.rank != root:
-            mine[...] = everyones[root]
-        yield from self._meet()
+            mine[...] = everyones.arrays[root]
+        yield from self._leave(everyones)
 
     # Sharing
 
     def _share(
         self,
         array: Array,
-        really: bool = True,
-        count: Sequence[int] | None = None,
+        root: int | None = None,
+        sizes: Sequence[int] | None = None,
         word: int = _PLACE,
-    ) -> Everyones:
-        """Everyone's array of the same dtype and shape; valid until the last meeting.
+    ) -> Sharing:
+        """Everyone's vector of the same dtype and length; in use until the last meeting.
 
-        A rank that has nothing to show says so, and its entry must not be read. ``count`` gives the
-        lengths of vectors that differ. Two sharings of one call announce in different words.
+        Args:
+            array: this rank's.
+            root: only this rank's is wanted; the entries of the others must not be used.
+            sizes: the lengths of vectors that differ.
+            word: where it is announced; two sharings of one call use different words.
         """
-        stage = None
-        offset = arena().offset(array)
-        if offset < 0 and really and array.size:
-            stage = arena().empty(array.shape, array.dtype)
-            stage[...] = array
-            offset = arena().offset(stage)
-        self._words[self.rank * _WORDS + word] = offset
-        yield from self._meet()
-        places = self._everyones(word)
-        shapes = [array.shape] * self.size if count is None else count
-        found = [
-            mapping.array(max(place, 0), shape, array.dtype)
-            for mapping, place, shape in zip(self._mappings, places, shapes, strict=True)
-        ]
-        if stage is not None:
-            found[self.rank] = stage  # which keeps its block
-        return found
-
-    def _piecewise(
-        self, flat: Array, combine: Callable[[list[Array]], None], back: bool = True
-    ) -> Requests:
-        """Run ``combine`` on everyone's piece; all of a vector at once where all are shared."""
-        offset, piece = arena().offset(flat), max(1, _PIECE_BYTES // flat.itemsize)
-        stage = None
-        if offset < 0:
-            stage = arena().empty(min(piece, flat.size), flat.dtype)
-            self._words[self.rank * _WORDS + _STAGE] = arena().offset(stage)
-        self._words[self.rank * _WORDS + _PLACE] = offset
-        yield from self._meet()
-        places, stages = self._everyones(_PLACE), self._everyones(_STAGE)
-        if min(places) >= 0:
-            piece = max(1, flat.size)
-        for start in range(0, flat.size, piece):
-            part = flat[start : start + piece]
-            if stage is not None:
-                stage[: len(part)] = part
-            if start or min(places) < 0:
-                yield from self._meet()
-            skip = start * flat.itemsize
-            combine(
-                [
-                    mapping.array(place + skip if place >= 0 else staged, part.shape, part.dtype)
-                    for mapping, place, staged in zip(self._mappings, places, stages, strict=True)
-                ]
-            )
+        shown, self._shown = self._shown, None
+        view = _NOT_YET if shown is None else shown.view
+        places = [_LATER] * self.size if shown is None else shown.places
+        wanted = places if root is None else places[root : root + 1]
+        if shown is not None and all(place == _INSIDE for place in wanted):
+            size = array.size if sizes is None else max(sizes)
+            rows = self._payloads(array.dtype)[:, shown.slot, :size]
+            return _Everyones(rows, rows, view)
+        if min(wanted) < 0:
+            if root not in (None, self.rank):
+                view = _NOTHING
+            elif view.place < 0:
+                view = self._show(array, word)
+            self._words[self.rank * _WORDS + word] = view.place
             yield from self._meet()
-            if stage is not None and back:
-                part[...] = stage[: len(part)]
+            places = self._everyones(word)
+        counts = [array.size] * self.size if sizes is None else sizes
+        found = [
+            mapping.array(max(place, 0), count, array.dtype)
+            for mapping, place, count in zip(self._mappings, places, counts, strict=True)
+        ]
+        return _Everyones(found, None, view)
 
-    def _combine(
-        self, ufunc: np.ufunc, divisor: int, targets: Sequence[int], everyones: list[Array]
+    def _leave(self, everyones: _Everyones) -> Requests:
+        """Meet, unless nobody looks at what is a rank's own."""
+        if everyones.rows is None:
+            yield from self._meet()
+
+    def _show(self, array: Array, word: int, slot: int | None = None) -> _View:
+        """Let the peers see an array where it lies, or a copy in a slot or a staging block."""
+        if array.nbytes >= _IN_PLACE_BYTES and (lease := arena().lease(array)):
+            return _View(lease.offset, lease)
+        if array.nbytes <= _INSIDE_BYTES and slot is not None:
+            self._payloads(array.dtype)[self.rank, slot, : array.size] = array.reshape(-1)
+            return _IN_THE_HEADER
+        stage = self._stages.get(word)
+        if stage is None or stage.array.nbytes < array.nbytes:
+            stage = arena().zeros(max(array.nbytes, _STAGE_BYTES))
+            if array.nbytes <= _STAGE_BYTES:
+                self._stages[word] = stage
+        stage.array[: array.nbytes] = as_bytes(array)
+        return _View(stage.offset, stage)
+
+    def _reduce_slice(
+        self, ufunc: np.ufunc, divisor: int, everyones: Sequence[Array], targets: Sequence[Array]
     ) -> None:
         """Reduce this rank's slice into the targets' memory."""
         count = len(everyones[0])
         ends = [count * r // self.size // 16 * 16 for r in range(self.size)] + [count]
-        into = [everyones[r] for r in targets]
-        _reduce_chunks(ufunc, divisor, everyones, into, ends[self.rank], ends[self.rank + 1])
+        _reduce_chunks(ufunc, divisor, everyones, targets, ends[self.rank], ends[self.rank + 1])
 
     # Meeting
 
@@ -261,11 +336,10 @@ class SharedMemoryCommunicator(MPICommunicator):
             self._words[self.rank * _WORDS + what] = number
 
     def _everyones(self, what: int) -> list[int]:
-        return [self._words[rank * _WORDS + what] for rank in range(self.size)]
+        return self._words[what::_WORDS].tolist()
 
     def _until(self, what: int, number: int) -> _Until:
-        places = [rank * _WORDS + what for rank in range(self.size)]
-        return _Until(self._words, places, number)
+        return _Until(self._words[what::_WORDS], number)
 
     def _meet(self) -> Requests:
         """Go on once every rank has come here."""
@@ -274,8 +348,27 @@ class SharedMemoryCommunicator(MPICommunicator):
         yield self._until(_PHASE, self._phase)
 
 
+def _reduce_rows(ufunc: np.ufunc, divisor: int, rows: Array, out: Array) -> None:
+    """``out = rows[0] ∘ rows[1] ∘ ... / divisor``."""
+    if ufunc is np.add and len(rows) > 1 and (fused := find("sum_rows", (rows,))):
+        fused(rows, out, divisor)
+        return
+    with np.errstate(all="ignore"):
+        part = rows[0]
+        for row in rows[1:]:
+            part = ufunc(part, row, out=out)
+        if part is not out:
+            out[...] = part
+        divide(out, divisor)
+
+
 def _reduce_chunks(
-    ufunc: np.ufunc, divisor: int, inputs: list[Array], outs: list[Array], start: int, end: int
+    ufunc: np.ufunc,
+    divisor: int,
+    inputs: Sequence[Array],
+    outs: Sequence[Array],
+    start: int,
+    end: int,
 ) -> None:
     """``outs = inputs[0] ∘ inputs[1] ∘ ... / divisor`` from start to end, in chunks."""
     if ufunc is np.add and len(inputs) > 1 and (fused := find("add_peers", (inputs[0],))):

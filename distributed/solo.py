@@ -23,7 +23,7 @@ class SoloCommunicator(Communicator):
         """Another group of this process alone."""
         return None if color is None else SoloCommunicator(self.timeout_s)
 
-    def _exchange(self, record: bytes, records: bytearray) -> Requests:
+    def _exchange(self, record: bytes, records: bytearray, shown: Array | None) -> Requests:
         records[:] = record
         return ()
 

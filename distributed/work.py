@@ -114,7 +114,7 @@ class Work:
             CollectiveTimeoutError: it took longer.
             CollectiveMismatchError: the ranks called different things.
         """
-        if not self.is_completed():
+        if not self._moved():
             limit_s = timeout.total_seconds() if timeout else self.communicator.timeout_s
             self._wait(limit_s)
         if self._error is not None:
@@ -123,8 +123,7 @@ class Work:
 
     def is_completed(self) -> bool:
         """Whether it has ended, well or badly; moves everything forward, waits for nothing."""
-        progress()
-        return self._done
+        return self._moved()
 
     def is_success(self) -> bool:
         """Whether it has ended well."""
@@ -160,20 +159,21 @@ class Work:
             self._request = self._steps.throw(error) if error else next(self._steps)
         except StopIteration as stop:
             self.result, self._done = stop.value, True
-            for callback in self._callbacks:
+            callbacks, self._callbacks = self._callbacks, []
+            for callback in callbacks:
                 callback()
         except Exception as failure:
             self._error, self._done = failure, True
 
     def _wait(self, limit_s: float) -> None:
         for _ in range(0 if self.communicator.crowded else _LOOKS):
-            if self.is_completed():
+            if self._moved():
                 return
         self.communicator.wait_begins(self._blocker())
         start = time.monotonic()
         look_s = min(1.0, limit_s / 4)
         try:
-            while not self.is_completed():
+            while not self._moved():
                 waited_s = time.monotonic() - start
                 if waited_s >= limit_s:
                     self.communicator.give_up(self._blocker(), limit_s)
@@ -186,6 +186,11 @@ class Work:
                     time.sleep(_NAP_S)
         finally:
             self.communicator.wait_ends()
+
+    def _moved(self) -> bool:
+        """Move everything forward; whether this has ended, as far as the host has a part in it."""
+        progress()
+        return self._done
 
     def _blocker(self) -> "Work":
         """The collective that this one queues behind, or itself."""
@@ -203,6 +208,17 @@ def progress() -> None:
             _collectives.pop(communicator, None)
     if _messages:
         _messages[:] = [work for work in _messages if not work.advance()]
+
+
+def is_idle() -> bool:
+    """Whether no collective is under way in this process, as far as is known."""
+    return not _collectives
+
+
+def finish(communicator: "Communicator") -> None:
+    """Wait for what is under way on a communicator."""
+    for work in list(_collectives.get(communicator, ())):
+        work.wait()
 
 
 def is_busy(communicator: "Communicator") -> bool:

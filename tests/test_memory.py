@@ -37,7 +37,7 @@ def extents(arena):
     while extent < top:
         size, is_free = word(extent), bool(word(extent + 8))
         assert word(extent + 16) == before
-        assert size >= layout.SMALLEST and size % 64 == 0
+        assert size >= layout.SMALLEST and size % layout.PAGE == 0
         assert not (is_free and was_free), "free neighbours have merged"
         if is_free:
             free += size
@@ -93,7 +93,7 @@ def test_a_freed_block_is_used_again(arena):
     for _ in range(10):
         x = np.empty(3 * MB, np.uint8)
         addresses.add(x.ctypes.data)
-        assert x.ctypes.data % 64 == 0
+        assert x.ctypes.data % layout.PAGE == 0
         del x
     assert len(addresses) == 1
 

@@ -21,6 +21,7 @@ from ..dtypes import HALF
 # Which file of `kernels/` has which function.
 FILES: dict[str, str] = {
     "add_peers": "peers",
+    "sum_rows": "peers",
     "convolve": "conv",
     "convolve_data": "conv",
     "convolve_weight": "conv",

@@ -141,14 +141,16 @@ class Arena:
         default = _Handler.from_address(_pointer(_default_handler(), _CAPSULE))
         self.record = np.zeros(layout.WORDS, np.int64)
         for word in (layout.BASE, layout.TOP, layout.TOUCHED):
-            self.record[word] = start
+            self.record[word] = start + layout.PAGE - layout.HEADER  # the first payload at a page
+        self.record[layout.FILE] = layout.NO_FILE
         self.record[layout.LIMIT] = start + len(pages)
         self.record[layout.CONTEXT] = default.context or 0
         for name in _NAMES[:4]:
             self.record[getattr(layout, name.upper())] = getattr(default, name)
-        for name in ("madvise", "memset", "memcpy"):
-            function = ctypes.cast(getattr(library, name), ctypes.c_void_p)
-            self.record[getattr(layout, name.upper())] = function.value or 0
+        for name in ("madvise", "memset", "memcpy", "fallocate"):
+            function = getattr(library, name, None)
+            address = function and ctypes.cast(function, ctypes.c_void_p).value
+            self.record[getattr(layout, name.upper())] = address or 0
         self.record[layout.USABLE] = _usable_size(default, library)
         self.record[layout.ADVICE] = _DONTNEED
         address = self.record.ctypes.data
@@ -170,6 +172,26 @@ class Arena:
                 return False
             set_handler(self.capsule)
         return True
+
+    @property
+    def start(self) -> int:
+        """The address of the range's first page."""
+        return int(self.record[layout.BASE]) + layout.HEADER - layout.PAGE
+
+    @property
+    def end(self) -> int:
+        """The address where the range ends."""
+        return int(self.record[layout.LIMIT])
+
+    def share(self, fd: int, origin: int) -> None:
+        """Say that pages of a file may take the place of pages of arrays from now on.
+
+        Args:
+            fd: The file; the system has `fallocate`.
+            origin: The address that stands for its first byte.
+        """
+        self.record[layout.ORIGIN] = origin
+        self.record[layout.FILE] = fd
 
     def give_back(self) -> None:
         """Give the pages of freed blocks back to the system."""
@@ -230,6 +252,8 @@ def _after_fork() -> None:
     _lock = threading.Lock()
     if _arena is not None:
         _arena.record[layout.LOCK] = 0
+        if _arena.record[layout.FILE] != layout.NO_FILE:
+            _arena.record[layout.FILE] = layout.FOREIGN_FILE
 
 
 if hasattr(os, "register_at_fork"):

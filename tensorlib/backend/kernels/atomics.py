@@ -26,6 +26,7 @@ def _helper(count: int, result: str, generate: Any) -> Any:
         2: lambda typing, a, b: (kind, write),
         3: lambda typing, a, b, c: (kind, write),
         4: lambda typing, a, b, c, d: (kind, write),
+        5: lambda typing, a, b, c, d, e: (kind, write),
     }
     return intrinsic(forms[count])
 
@@ -94,11 +95,11 @@ def pause() -> Any:
     return _helper(0, "void", generate)
 
 
-def call() -> Any:
-    """A helper: the result of a function of three words at an address, which comes first."""
+def call(count: int = 3) -> Any:
+    """A helper: the result of a function of `count` words at an address, which comes first."""
 
-    def generate(builder: Any, ir: Any, function: Any, a: Any, b: Any, c: Any) -> Any:
-        kind = ir.FunctionType(ir.IntType(64), [ir.IntType(64)] * 3)
-        return builder.call(builder.inttoptr(function, kind.as_pointer()), [a, b, c])
+    def generate(builder: Any, ir: Any, function: Any, *words: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(64), [ir.IntType(64)] * count)
+        return builder.call(builder.inttoptr(function, kind.as_pointer()), words)
 
-    return _helper(4, "int64", generate)
+    return _helper(count + 1, "int64", generate)

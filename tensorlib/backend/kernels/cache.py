@@ -66,16 +66,17 @@ def source_key(source: str) -> str:
 @functools.cache
 def directory() -> Path | None:
     """The directory of this machine's kernels; None where none can be written or trusted."""
-    return _folder(f"kernels-{machine_key()}")
+    return folder(f"kernels-{machine_key()}")
 
 
 @functools.cache
 def portable_directory() -> Path | None:
     """The directory of code that runs on any CPU of this kind."""
-    return _folder(f"code-{os.uname().sysname}-{os.uname().machine}".lower())
+    return folder(f"code-{os.uname().sysname}-{os.uname().machine}".lower())
 
 
-def _folder(name: str) -> Path | None:
+def folder(name: str) -> Path | None:
+    """The cache's folder `name`; None where none can be written or trusted."""
     base = os.environ.get("TENSORLIB_CACHE_DIR")
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     path = (Path(base) if base else Path(home) / "tensorlib") / name
@@ -107,8 +108,14 @@ def load_or_make(
         portable: It runs on any CPU of this kind, and does not depend on the compilers' versions.
     """
     path = _path(name, source, portable)
-    if path is None:
+    return make() if path is None else kept(path.parent, path.name, make)
+
+
+def kept(folder: Path | None, name: str, make: Callable[[], bytes]) -> bytes:
+    """The content of file `name` of a cache's folder; else what `make` returns, then kept there."""
+    if folder is None:
         return make()
+    path = folder / name
     code = _read(path)
     if code is not None:
         return code

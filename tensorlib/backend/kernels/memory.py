@@ -13,6 +13,10 @@ classes for each power of two, so that a size is rounded up by at most 3 %. A re
 first extent of its own class, or of the next larger one that has any, and leaves what is too much.
 Both take a few dozen instructions, however many blocks there are.
 
+A payload starts at a page, and the page of the header that follows it holds none of it, so that a
+payload's pages can be exchanged for others (`distributed/arena.py` puts pages of a file there,
+which other processes can map; freed ones then go back to the system by a hole in the file).
+
 What was needed in the last two periods is kept, a period being eight times that much memory handed
 out; at its end, pages beyond that go back to the system.
 
@@ -44,13 +48,17 @@ FLOW, PERIOD_PEAK, LAST_PEAK = 12, 13, 14
 CONTEXT, MALLOC, CALLOC, REALLOC, FREE = 16, 17, 18, 19, 20
 MADVISE, MEMSET, MEMCPY, USABLE, ADVICE = 21, 22, 23, 24, 25
 LARGE = 26  # bytes of arrays in extents
+# A file that some of the pages may belong to, the address of its first byte, `fallocate`.
+FILE, ORIGIN, FALLOCATE = 27, 28, 29
+NO_FILE, FOREIGN_FILE = -1, -2  # foreign: the parent's; pages that may be in it are never released
 LEVELS, LISTS, HEADS = 31, 32, 96  # bitmaps of levels and of lists in them; the lists
 _SUBCLASSES = 5  # bits
 
 # An extent's header: words of 8 bytes.
 _SIZE, _FREE, _PREVIOUS, _NEXT_FREE, _LAST_FREE, _GIVEN, _WANTED = 0, 1, 2, 3, 4, 5, 6
-_HEADER = 64  # bytes, also the alignment
-_PAGE = 4096
+HEADER = 64  # bytes
+PAGE = 4096
+_PUNCH_HOLE = 3  # fallocate's mode: make pages read as zeros, keep the size
 _SLACK = 1 << 26  # bytes that may be kept in any case
 _PERIOD = 1 << 28  # bytes that a period takes at least
 
@@ -86,8 +94,8 @@ def _lists() -> tuple[Any, Any, Any, Any]:
     class_of = inline(class_of)
 
     def rounded(size):  # type: ignore[no-untyped-def]
-        size = max(size + _HEADER, SMALLEST)
-        step = 1 << (63 - leading(size) - _SUBCLASSES)
+        size = max(size + PAGE, SMALLEST)
+        step = max(1 << (63 - leading(size) - _SUBCLASSES), PAGE)
         return (size + step - 1) & -step
 
     def enter(record, extent):  # type: ignore[no-untyped-def]
@@ -129,24 +137,37 @@ def _lists() -> tuple[Any, Any, Any, Any]:
 
 def _trim() -> Any:
     """A helper: give the pages of everything that is free back to the system."""
-    read, write, call = load("i8"), store("i8"), atomics.call()
+    read, write, call, call_four = load("i8"), store("i8"), atomics.call(), atomics.call(4)
+
+    def release(record, start, pages):  # type: ignore[no-untyped-def]
+        advice, file = read(record + 8 * ADVICE), read(record + 8 * FILE)
+        if call(read(record + 8 * MADVISE), start, pages, advice) & 0xFFFFFFFF:
+            return False
+        if file == NO_FILE:
+            return True
+        offset = start - read(record + 8 * ORIGIN)
+        fallocate = read(record + 8 * FALLOCATE)
+        return call_four(fallocate, file, _PUNCH_HOLE, offset, pages) & 0xFFFFFFFF == 0
+
+    release = inline(release)
 
     def trim(record):  # type: ignore[no-untyped-def]
-        madvise, advice = read(record + 8 * MADVISE), read(record + 8 * ADVICE)
+        if read(record + 8 * FILE) == FOREIGN_FILE:
+            return
         top, extent = read(record + 8 * TOP), read(record + 8 * BASE)
         while extent < top:
             end = extent + read(extent + 8 * _SIZE)
             if read(extent + 8 * _FREE):
-                start = (extent + _HEADER + _PAGE - 1) & -_PAGE
-                pages = max((end & -_PAGE) - start, 0)
+                start = (extent + HEADER + PAGE - 1) & -PAGE
+                pages = max((end & -PAGE) - start, 0)
                 given = read(extent + 8 * _GIVEN)
-                if pages > given and call(madvise, start, pages, advice) & 0xFFFFFFFF == 0:
+                if pages > given and release(record, start, pages):
                     write(extent + 8 * _GIVEN, pages)
                     write(record + 8 * RELEASED, read(record + 8 * RELEASED) + pages - given)
             extent = end
-        start = (top + _PAGE - 1) & -_PAGE
+        start = (top + PAGE - 1) & -PAGE
         pages = read(record + 8 * TOUCHED) - start
-        if pages > 0 and call(madvise, start, pages, advice) & 0xFFFFFFFF == 0:
+        if pages > 0 and release(record, start, pages):
             write(record + 8 * TOUCHED, start)
 
     return inline(trim)
@@ -204,7 +225,7 @@ def _take() -> tuple[Any, Any]:  # noqa: C901 (two helpers in one)
         else:
             extent = read(record + 8 * TOP)
             top = extent + need
-            if top + _PAGE > read(record + 8 * LIMIT):
+            if top + PAGE > read(record + 8 * LIMIT):
                 return 0
             write(extent + 8 * _PREVIOUS, read(record + 8 * LAST))
             write(record + 8 * LAST, extent)
@@ -215,7 +236,7 @@ def _take() -> tuple[Any, Any]:  # noqa: C901 (two helpers in one)
         write(extent + 8 * _GIVEN, 0)
         write(extent + 8 * _WANTED, wanted)
         write(record + 8 * HELD, read(record + 8 * HELD) + need)
-        return extent + _HEADER
+        return extent + HEADER
 
     return period, inline(take)
 
@@ -283,7 +304,7 @@ def _large() -> tuple[Any, Any, Any]:
         return address
 
     def drop(record, address):  # type: ignore[no-untyped-def]
-        extent = address - _HEADER
+        extent = address - HEADER
         size = read(extent + 8 * _WANTED)
         add(record + 8 * LIVE, -size)
         add(record + 8 * LARGE, -size)
@@ -354,7 +375,7 @@ def functions() -> dict[str, tuple[int, Callable[..., int]]]:  # noqa: C901 (sho
             if moved:
                 count(record, size)
         if moved:
-            old = read(address - _HEADER + 8 * _WANTED)
+            old = read(address - HEADER + 8 * _WANTED)
             call(read(record + 8 * MEMCPY), moved, address, min(old, size))
             drop(record, address)
         return moved

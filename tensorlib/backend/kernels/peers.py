@@ -10,7 +10,43 @@ import numpy as np
 from .compiler import STRICT, kernel
 from .raw import vector_at
 
-_CHUNK = 4096  # elements that stay in the first-level cache until they are written
+_CHUNK = 512  # elements; those of a few ranks stay in the first-level cache until they are written
+
+
+@kernel("first: real[1], second: real[1], divisor: real, start: int, stop: int", fastmath=STRICT)
+def add_pair(real):
+    """first[i] = second[i] = (first[i] + second[i]) / divisor, for i from start to stop."""
+    one = real(1)
+
+    def body(first, second, divisor, start, stop):
+        if divisor == one:
+            for i in range(start, stop):
+                first[i] += second[i]
+                second[i] = first[i]
+        else:
+            for i in range(start, stop):
+                first[i] = (first[i] + second[i]) / divisor
+                second[i] = first[i]
+
+    return body
+
+
+@kernel("rows: real[2s], out: real[1], divisor: real", fastmath=STRICT)
+def add_rows(real):
+    """out = (rows[0] + rows[1] + ...) / divisor, for at least two rows."""
+    one = real(1)
+
+    def body(rows, out, divisor):
+        for i in range(len(out)):
+            out[i] = rows[0, i] + rows[1, i]
+        for k in range(2, len(rows)):
+            for i in range(len(out)):
+                out[i] += rows[k, i]
+        if divisor != one:
+            for i in range(len(out)):
+                out[i] /= divisor
+
+    return body
 
 
 @kernel(
@@ -55,6 +91,22 @@ def add_peers(
         start: the first element.
         stop: one past the last.
     """
-    places = [np.array([a.ctypes.data for a in arrays]) for arrays in (inputs, outputs)]
+    if outputs is inputs and len(inputs) == 2:
+        add_pair(*inputs, float(divisor), start, stop)
+        return
+    places = [
+        np.array([a.__array_interface__["data"][0] for a in arrays]) for arrays in (inputs, outputs)
+    ]
     scratch = np.empty(_CHUNK, inputs[0].dtype)
     add_up(scratch, *places, float(divisor), start, stop)
+
+
+def sum_rows(rows: Any, out: Any, divisor: int) -> None:
+    """Write the sum of a matrix's rows, over the divisor, to a contiguous vector; in order.
+
+    Args:
+        rows: at least two, of float32 or float64.
+        out: one more row, of the same dtype.
+        divisor: of the sum.
+    """
+    add_rows(rows, out, float(divisor))
