@@ -30,6 +30,11 @@ def has_mpi4py() -> bool:
     return importlib.util.find_spec("mpi4py") is not None
 
 
+def has_cupy() -> bool:
+    """Whether CuPy is installed, without which there are no CUDA tensors."""
+    return "cupy" in sys.modules or importlib.util.find_spec("cupy") is not None
+
+
 def announced_world_size() -> int:
     """The number of ranks that ``WORLD_SIZE`` announces, 1 without it."""
     text = os.environ.get("WORLD_SIZE", "1")

@@ -5,17 +5,23 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, ClassVar
 
+from tensorlib.cuda import current_device
+from tensorlib.device import device
 from tensorlib.distributed import environment
 from tensorlib.distributed.communicator import Communicator
 from tensorlib.distributed.departure import departure
+from tensorlib.distributed.gpu import GpuCommunicator
 from tensorlib.distributed.solo import SoloCommunicator
+from tensorlib.distributed.store import Meeting, StoreCommunicator, connect, meeting
+from tensorlib.distributed.work import finish
 from tensorlib.errors import ArgumentError, ArgumentTypeError, BackendUnavailableError
 from tensorlib.tensor import Tensor
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
 
-# The names that scripts pass. "mpi" is MPI alone; the others use shared memory within one host.
-_BACKENDS = ("shared_memory", "mpi", "gloo", "solo", "cpu:gloo,cuda:nccl", "cpu:mpi,cuda:nccl")
+# What carries CPU tensors and CUDA tensors. "mpi" is MPI alone; the others use shared memory within
+# a host. CUDA tensors go through host memory unless NCCL carries them.
+_BACKENDS = {"cpu": ("gloo", "mpi", "shared_memory", "solo"), "cuda": ("nccl", "gloo", "mpi")}
 
 
 class ProcessGroup:
@@ -82,24 +88,30 @@ def init_process_group(
 ) -> None:
     """Join the other ranks of the job; every rank calls it, once.
 
-    Under ``mpirun`` or ``tlrun`` the ranks are MPI's. In a plain ``python script.py`` the world is
-    this one process, and MPI need not be installed.
+    Under ``mpirun`` or ``tlrun`` the ranks are MPI's. Under ``torchrun``, or where ``init_method``
+    says where to meet, they meet in a store, which carries NCCL's id and little more. In a plain
+    ``python script.py`` the world is this one process. Only the first needs MPI.
 
     Args:
-        backend: "mpi" (MPI alone), "shared_memory" (all ranks on one host), "gloo",
-            "cpu:gloo,cuda:nccl" or None (shared memory if all ranks are on one host, else MPI).
-        init_method: accepted for torch's sake: MPI knows where the ranks are.
+        backend: what carries CPU tensors and what CUDA tensors, such as "cpu:gloo,cuda:nccl".
+            For the CPU: "mpi" (MPI alone), "shared_memory" (all ranks on one host), "gloo" (shared
+            memory inside a host, MPI between hosts). For CUDA: "nccl"; "gloo" and "mpi" go through
+            host memory. One name stands for itself and "gloo" for the other. None: "gloo" and
+            "nccl", or host memory where NCCL cannot be used.
+        init_method: "env://", "tcp://host:port" or "file:///path"; not used under MPI, which knows
+            where the ranks are.
         timeout: how long a rank waits for the others in any collective, 10 minutes by default.
         world_size: the expected number of ranks, checked if given.
         rank: the expected rank of this process, checked if given.
-        store: as ``init_method``.
-        group_name: as ``init_method``.
-        pg_options: as ``init_method``.
-        device_id: as ``init_method``.
+        store: accepted for torch's sake, as is ``group_name``.
+        group_name: see ``store``.
+        pg_options: a dict: ``{"check_calls": False}`` spares the comparison of calls on CUDA
+            tensors; calls that differ then hang until the timeout.
+        device_id: this rank's GPU, opened now; None: when it sends the first CUDA tensor.
 
     Raises:
-        BackendUnavailableError: NCCL is asked for, several ranks without mpi4py, or shared
-            memory where there is none.
+        BackendUnavailableError: "nccl" without a GPU or NCCL, several ranks without mpi4py, or
+            shared memory where there is none.
         ArgumentError: unknown backend, called twice, or not the ranks that MPI has started.
         CollectiveTimeoutError: not every rank called it in time.
     """
@@ -110,9 +122,9 @@ def init_process_group(
             "destroy_process_group() first"
         )
     _check_backend(backend)
-    name = (backend or "gloo").lower()
-    shared = {"shared_memory": True, "mpi": False, "cpu:mpi,cuda:nccl": False}.get(name)
-    communicator = _connect(_seconds(timeout or DEFAULT_TIMEOUT), world_size, shared)
+    where = meeting(init_method, rank, world_size) if not environment.under_mpi() else None
+    communicator = _connect(_seconds(timeout or DEFAULT_TIMEOUT), world_size, backend, where)
+    communicator = _with_gpus(communicator, backend, pg_options)
     for name, given, actual in (
         ("world_size", world_size, communicator.size),
         ("rank", rank, communicator.rank),
@@ -126,6 +138,9 @@ def init_process_group(
             )
     kind = "solo" if isinstance(communicator, SoloCommunicator) else "mpi"
     _world = ProcessGroup(communicator, backend.lower() if backend else kind)
+    if device_id is not None and isinstance(communicator, GpuCommunicator):
+        index = device(device_id).index
+        communicator.connect(current_device() if index is None else index)
 
 
 def destroy_process_group(group: Group = None) -> None:
@@ -160,8 +175,8 @@ def new_group(
     Args:
         ranks: world ranks of the members; None: all.
         timeout: as for ``init_process_group``, whose value is the default.
-        backend: as for ``init_process_group``.
-        pg_options: ignored.
+        backend: as for ``init_process_group``; None: as the group of all ranks.
+        pg_options: as for ``init_process_group``, where a backend is named.
         use_local_synchronization: must be False.
         group_desc: ignored.
         device_id: ignored.
@@ -173,6 +188,7 @@ def new_group(
     Raises:
         CollectiveMismatchError: the ranks passed different lists.
         ArgumentError: a rank that does not exist, or twice.
+        BackendUnavailableError: shared memory where there is none.
     """
     world = _initialized()
     _check_backend(backend)
@@ -190,13 +206,12 @@ def new_group(
         )
     world.communicator.barrier("new_group", tuple(members)).wait()
     joins = world.rank() in members
-    communicator = world.communicator.split(
-        color=0 if joins else None, key=members.index(world.rank()) if joins else 0
-    )
+    color, key = (0, members.index(world.rank())) if joins else (None, 0)
+    timeout_s = world.communicator.timeout_s if timeout is None else _seconds(timeout)
+    communicator = _split(world.communicator, color, key, timeout_s, backend, pg_options)
     if communicator is None:
         return GroupMember.NON_GROUP_MEMBER
-    if timeout is not None:
-        communicator.timeout_s = _seconds(timeout)
+    communicator.timeout_s = timeout_s
     made = ProcessGroup(communicator, backend.lower() if backend else world.backend)
     _subgroups.append(made)
     return made
@@ -223,8 +238,10 @@ def is_gloo_available() -> bool:
 
 
 def is_nccl_available() -> bool:
-    """False: collectives on GPU tensors need a backend that is not there."""
-    return False
+    """Whether this process has a GPU and NCCL."""
+    from tensorlib.distributed import nccl
+
+    return not nccl.unavailable()
 
 
 def is_torchelastic_launched() -> bool:
@@ -298,11 +315,11 @@ def raw(tensor: Tensor, caller: str, communicator: Communicator) -> Any:
     """The tensor's array, if the group can carry it."""
     if not isinstance(tensor, Tensor):
         raise ArgumentTypeError(f"{caller}: expected a Tensor, got {type(tensor).__name__}")
-    device = tensor.device.type
-    if device not in communicator.capabilities.devices:
+    kind = tensor.device.type
+    if kind not in communicator.capabilities.devices:
         raise BackendUnavailableError(
-            f"{caller}: the tensor is on {tensor.device}, and a backend for GPU tensors (NCCL) is "
-            "not available; move it with .cpu() first"
+            f"{caller}: the tensor is on {tensor.device}, which this group does not carry; move it "
+            "with .cpu() first"
         )
     return tensor._array
 
@@ -317,23 +334,59 @@ def _initialized(caller: str = "new_group") -> ProcessGroup:
 
 
 def _check_backend(backend: str | None) -> None:
-    name = (backend or "mpi").lower()
-    if name in ("nccl", "cuda:nccl"):
-        raise BackendUnavailableError(
-            'backend "nccl": collectives on GPU tensors are not available; pass backend="mpi", or '
-            '"cpu:gloo,cuda:nccl" to use CPU tensors only'
-        )
-    if name not in _BACKENDS:
-        raise ArgumentError(f"backend {backend!r} is unknown; pass one of {', '.join(_BACKENDS)}")
+    cpu, cuda = _carriers(backend)
+    if cpu not in _BACKENDS["cpu"] or cuda not in _BACKENDS["cuda"]:
+        names = ", ".join([*_BACKENDS["cpu"], "nccl", "cpu:gloo,cuda:nccl"])
+        raise ArgumentError(f"backend {backend!r} is unknown; pass one of {names}")
+    if backend is not None and backend.lower() in ("nccl", "cuda:nccl"):
+        from tensorlib.distributed import nccl
+
+        if why := nccl.unavailable():
+            raise BackendUnavailableError(
+                f'backend "nccl": {why}. Pass backend="gloo", or "cpu:gloo,cuda:nccl" to use CPU '
+                "tensors only"
+            )
 
 
-def _connect(timeout_s: float, world_size: int, shared: bool | None) -> Communicator:
-    """MPI if this process is one of its ranks, else a world of one."""
+def _carriers(backend: str | None) -> tuple[str, str]:
+    """What a backend's name says of CPU and of CUDA tensors.
+
+    >>> _carriers("nccl"), _carriers("mpi"), _carriers("cpu:mpi,cuda:nccl")
+    (('gloo', 'nccl'), ('mpi', 'gloo'), ('mpi', 'nccl'))
+    """
+    if backend is None:
+        return "gloo", "nccl"
+    name = backend.lower()
+    if ":" not in name:
+        return ("gloo", name) if name == "nccl" else (name, "gloo")
+    parts = dict(part.strip().partition(":")[::2] for part in name.split(","))
+    if not set(parts) <= {"cpu", "cuda"}:
+        return "", ""
+    return parts.get("cpu", "gloo"), parts.get("cuda", "gloo")
+
+
+def _with_gpus(communicator: Communicator, backend: str | None, options: Any) -> Communicator:
+    """The group with a way for CUDA tensors, if there can be any."""
+    if isinstance(communicator, SoloCommunicator) or not environment.has_cupy():
+        return communicator
+    wants = "none" if _carriers(backend)[1] != "nccl" else "any" if backend is None else "wanted"
+    checks = options.get("check_calls", True) if isinstance(options, dict) else True
+    return GpuCommunicator(communicator, wants, checks)
+
+
+def _connect(
+    timeout_s: float, world_size: int, backend: str | None, where: Meeting | None
+) -> Communicator:
+    """MPI if this process is one of its ranks, a store if the ranks meet, else a world of one."""
     if environment.under_mpi():
         if environment.has_mpi4py():
             departure.watch()
-            return _connect_ranks(timeout_s, shared)
+            from tensorlib.distributed import mpi
+
+            return _connect_ranks(mpi.join_world(timeout_s), timeout_s, backend)
         expected = 1 if environment.alone() else 2
+    elif where is not None and where.size > 1:
+        return connect(where, timeout_s)
     else:
         expected = max(environment.announced_world_size(), world_size)
     if expected == 1:
@@ -346,22 +399,50 @@ def _connect(timeout_s: float, world_size: int, shared: bool | None) -> Communic
     raise ArgumentError(
         f"init_process_group: {expected} ranks are expected (WORLD_SIZE or world_size), but this "
         "process was not started by MPI; start it with tlrun -n N script.py or mpirun -n N python "
-        "script.py"
+        "script.py, or pass init_method, rank and world_size"
     )
 
 
-def _connect_ranks(timeout_s: float, shared: bool | None) -> Communicator:
-    """The group of all MPI ranks; unless told otherwise in shared memory, if on one host."""
-    from tensorlib.distributed import mpi, shared_memory
+def _split(
+    world: Communicator,
+    color: int | None,
+    key: int,
+    timeout_s: float,
+    backend: str | None,
+    options: Any,
+) -> Communicator | None:
+    """A part of the group of all ranks, with the backend of that or with the one that is named."""
+    if backend is None or isinstance(world, SoloCommunicator):
+        return world.split(color, key)
+    finish(world)
+    host = world.host if isinstance(world, GpuCommunicator) else world
+    if isinstance(host, StoreCommunicator):
+        found: Communicator | None = host.split(color, key)
+    else:
+        from tensorlib.distributed.mpi import MPICommunicator
 
-    comm = mpi.join_world(timeout_s)
-    found = None if shared is False else shared_memory.join(comm, timeout_s)
-    if found is None and shared:
-        raise BackendUnavailableError(
-            'backend "shared_memory": the ranks are on several hosts, or may not map each other\'s '
-            'memory (another user or container); pass backend="mpi"'
-        )
-    return found or mpi.MPICommunicator(comm, timeout_s)
+        assert isinstance(host, MPICommunicator)
+        comm = host.divide(color, key)
+        found = None if comm is None else _connect_ranks(comm, timeout_s, backend)
+    return None if found is None else _with_gpus(found, backend, options)
+
+
+def _connect_ranks(comm: Any, timeout_s: float, backend: str | None) -> Communicator:
+    """A group of the ranks of an MPI communicator; unless told otherwise the fastest there is."""
+    from tensorlib.distributed import hosts, mpi, shared_memory
+
+    name = _carriers(backend)[0]
+    if name == "mpi":
+        return mpi.MPICommunicator(comm, timeout_s)
+    if name != "shared_memory":
+        return hosts.connect(comm, timeout_s)
+    if (found := shared_memory.join(comm, timeout_s)) is not None:
+        return found
+    raise BackendUnavailableError(
+        'backend "shared_memory": the ranks are on several hosts, or may not map each other\'s '
+        'memory (another user or container); pass backend="gloo", which uses shared memory where '
+        "it can"
+    )
 
 
 def _seconds(timeout: timedelta) -> float:

@@ -51,17 +51,28 @@ def alone() -> Iterator[None]:
 
 @pytest.fixture
 def run_ranks(run_process: RunProcess, tmp_path: Path) -> RunRanks:
-    """Start a program on several ranks under the installed MPI, bounded in time."""
+    """Start a program on several ranks under the installed MPI, bounded in time.
+
+    With ``hosts="a:2,b:1"`` MPI takes the first two ranks for those of one host, the next for those
+    of another, and so on.
+    """
     pytest.importorskip("mpi4py", reason="needs mpi4py: pip install 'tensorlib[mpi]'")
     try:
         mpi = find_mpi()
     except LaunchError as error:
         pytest.skip(str(error))
 
-    def run(size: int, program: Sequence[Any], timeout_s: float = 60) -> CompletedProcess[str]:
+    def run(
+        size: int, program: Sequence[Any], timeout_s: float = 60, hosts: str = ""
+    ) -> CompletedProcess[str]:
+        start = command(mpi, size, [sys.executable, *map(str, program)])
+        if hosts:
+            if mpi.kind != "MPICH":
+                pytest.skip("hosts that are not there need MPICH's mpiexec")
+            start[1:1] = ["-hosts", hosts]
         environ = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         return run_process(
-            command(mpi, size, [sys.executable, *map(str, program)]),
+            start,
             env=mpiexec_environ(mpi, environ, str(tmp_path)),
             cwd=ROOT,
             timeout_s=timeout_s,
