@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tensorlib.distributed.process_group import Group, get_group_rank, member, raw
-from tensorlib.distributed.reduction import Array, ReduceOp
+from tensorlib.distributed.reduction import Array, ReduceOp, namespace
 from tensorlib.distributed.work import Work
 from tensorlib.errors import ArgumentError, ShapeError
 from tensorlib.tensor import Tensor
@@ -170,11 +170,14 @@ def all_to_all(
     communicator = found.communicator
     outs = [raw(tensor, name, communicator) for tensor in output_tensor_list]
     arrays = [raw(tensor, name, communicator) for tensor in input_tensor_list]
-    received, sent = (np.concatenate([a.reshape(-1) for a in many]) for many in (outs, arrays))
+    received, sent = (
+        namespace(many[0]).concatenate([a.reshape(-1) for a in many]) for many in (outs, arrays)
+    )
     sizes = [out.size for out in outs]
 
     def unpack() -> None:
-        for out, part in zip(outs, np.split(received, np.cumsum(sizes)[:-1]), strict=True):
+        ends = np.cumsum(sizes)[:-1].tolist()
+        for out, part in zip(outs, namespace(received).split(received, ends), strict=True):
             out[...] = part.reshape(out.shape)
 
     work = communicator.all_to_all(received, sent, sizes, [array.size for array in arrays])
@@ -284,7 +287,7 @@ def _rows(name: str, array: Array, shape: tuple[int, ...], size: int) -> Any:
         )
     if array.shape == stacked or array.flags.c_contiguous:
         return array.reshape(stacked)
-    return np.split(array, size)
+    return namespace(array).split(array, size)
 
 
 def _even_rows(name: str, array: Array, size: int) -> list[int]:

@@ -8,9 +8,8 @@ Equal parameters, equal gradients and equal optimizers keep the replicas equal; 
 themselves are sent once, when the module is wrapped. ``buckets`` averages the gradients.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import pairwise
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,26 +18,40 @@ from tensorlib import execution
 from tensorlib.autograd import is_grad_enabled
 from tensorlib.autograd.core import wrap
 from tensorlib.distributed.algorithms.join import Join, Joinable, JoinHook
-from tensorlib.distributed.buckets import Hook, Reducer, Trace
-from tensorlib.distributed.communicator import Communicator
-from tensorlib.distributed.guard import check_replicas
-from tensorlib.distributed.objects import all_gather_object
-from tensorlib.distributed.process_group import Group, member, raw
-from tensorlib.distributed.shards import ShardSums, Statistics, shard_seed
-from tensorlib.distributed.tensors import by_dtype, joined, take_over, tensors_in
-from tensorlib.errors import (
-    ArgumentError,
-    CollectiveMismatchError,
-    DistributedError,
-    ShapeError,
+from tensorlib.distributed.buckets import Hook
+from tensorlib.distributed.ddp_options import (
+    Weight,
+    check_devices,
+    check_options,
+    delayed,
+    reduce_dtype,
+    weigh,
 )
-from tensorlib.nn import Module
+from tensorlib.distributed.guard import check_replicas
+from tensorlib.distributed.mixed_precision import (
+    MixedPrecision,
+    cast_buffers,
+    cast_inputs,
+    low_precision,
+)
+from tensorlib.distributed.process_group import Group, member
+from tensorlib.distributed.reducer import Named, Reducer, ReducerOptions, Trace
+from tensorlib.distributed.replication import Buffers, broadcast, check_same_module
+from tensorlib.distributed.shards import (
+    ShardSums,
+    Statistics,
+    check_lengths,
+    everyones_parts,
+    shard_seed,
+)
+from tensorlib.distributed.sync_batch_norm import SyncBatchNorm
+from tensorlib.errors import ArgumentError, DistributedError
+from tensorlib.nn import Module, Parameter
 from tensorlib.random import default_generator
 from tensorlib.tensor import Tensor
 
-Weight = str | Callable[..., float] | None
 _MEBIBYTE = 1024 * 1024
-_FIRST_BUCKET_BYTES = _MEBIBYTE
+_BUCKET_SIZES = (1.0, 25.0)  # MiB: the first is small, so that communication starts early
 
 
 class DistributedDataParallel(Module, Joinable):
@@ -49,18 +62,38 @@ class DistributedDataParallel(Module, Joinable):
     many.
 
     Args:
-        module: the module to train; on construction it gets rank 0's parameters and buffers.
-        device_ids: None for modules on the CPU.
+        module: the module to train; on construction it gets rank 0's parameters and buffers. If a
+            backward runs within its backward, as where a layer is recomputed, each parameter may
+            get a gradient once, or as often in every step with ``static_graph``. Gradients of a
+            ``backward(create_graph=True)`` are the means, with this rank's derivatives.
+        device_ids: None or empty for modules on the CPU; else the one device of the module.
         output_device: None for modules on the CPU.
         dim: kept for torch's sake.
-        broadcast_buffers: bring rank 0's buffers (running statistics) to all before each forward.
+        broadcast_buffers: the older name of ``forward_sync_buffers``; False also leaves the buffers
+            alone on construction.
         init_sync: compare and broadcast parameters and buffers on construction.
         process_group: the ranks to average over; None: all.
-        bucket_cap_mb: size of a bucket in MiB, 25 by default; the first has at most 1.
+        bucket_cap_mb: size of a bucket in MiB; None: 25, and 1 for the first.
         find_unused_parameters: allow parameters that take no part in the loss.
         check_reduction: kept for torch's sake.
         gradient_as_bucket_view: kept for torch's sake; gradients always live in the buckets.
-        static_graph: the same parameters take part in every step; unused ones are found once.
+        static_graph: the same parameters take part in every step, equally often; how often is
+            counted in the first backward, which therefore reduces at its end.
+        delay_all_reduce_named_params: pairs of names and parameters that are reduced together, when
+            the gradient of ``param_to_hook_all_reduce`` is there, after the buckets.
+        param_to_hook_all_reduce: a parameter; together with the argument before.
+        mixed_precision: dtypes for forward, reduction and buffers, see ``MixedPrecision``. For a
+            module that is in a half precision itself ``MixedPrecision(reduce_dtype=tl.float32)``
+            is the default.
+        device_mesh: must be None; pass ``process_group``.
+        skip_all_reduce_unused_params: with ``find_unused_parameters`` or ``static_graph``: do not
+            reduce buckets of unused parameters; these must be the same on all ranks.
+        bucket_cap_mb_list: sizes in MiB of the first bucket, the second and so on; the last one
+            holds for all that follow.
+        batched_grad_copy: kept for torch's sake; there is nothing to copy.
+        forward_sync_buffers: bring rank 0's buffers (running statistics) to all before each
+            forward; None: yes.
+        average_buffers: bring floating-point buffers to their mean over the ranks instead.
         trace: keep a list of (event, time) in the attribute ``trace``.
         weight: what a rank's gradients count. None: every rank the same, as in torch. "samples":
             the length of the first input tensor. Or a function of forward's arguments that returns
@@ -68,8 +101,10 @@ class DistributedDataParallel(Module, Joinable):
             result is the gradient of the mean over all samples, however unevenly they are divided.
         logical_shards: divide every global batch into so many parts, whatever the number of ranks,
             and add their gradients in one fixed order; see ``shards``.
-        check_replicas_every: compare the ranks' parameters (and buffers, if they are broadcast) at
-            every so many steps, by checksums; 0: never.
+        check_finite: raise on every rank if a gradient has NaN or infinity on any. Leave it out
+            with a ``GradScaler``, which skips such steps.
+        check_replicas_every: compare the ranks' parameters (and buffers, if they are brought
+            together) at every so many steps, by checksums; 0: never.
         on_divergence: "raise" on every rank if they differ, or "restore" what differs from the
             majority of the ranks, if there is one.
 
@@ -80,6 +115,7 @@ class DistributedDataParallel(Module, Joinable):
     Raises:
         CollectiveMismatchError: the ranks' modules differ; the message names the difference.
         DistributedError: no parameter requires a gradient.
+        NonFiniteGradientError: from backward, with ``check_finite``.
     """
 
     def __init__(
@@ -88,18 +124,28 @@ class DistributedDataParallel(Module, Joinable):
         device_ids: list[Any] | None = None,
         output_device: Any = None,
         dim: int = 0,
-        broadcast_buffers: bool = True,
+        broadcast_buffers: bool | None = None,
         init_sync: bool = True,
         process_group: Group = None,
         bucket_cap_mb: float | None = None,
         find_unused_parameters: bool = False,
         check_reduction: bool = False,
-        gradient_as_bucket_view: bool = True,
+        gradient_as_bucket_view: bool = False,
         static_graph: bool = False,
+        delay_all_reduce_named_params: Named | None = None,
+        param_to_hook_all_reduce: Parameter | None = None,
+        mixed_precision: MixedPrecision | None = None,
+        device_mesh: None = None,
+        skip_all_reduce_unused_params: bool = False,
+        bucket_cap_mb_list: list[float] | None = None,
+        batched_grad_copy: bool = False,
+        forward_sync_buffers: bool | None = None,
         *,
+        average_buffers: bool = False,
         trace: bool = False,
         weight: Weight = None,
         logical_shards: int | None = None,
+        check_finite: bool = False,
         check_replicas_every: int = 100,
         on_divergence: str = "raise",
     ) -> None:
@@ -107,42 +153,76 @@ class DistributedDataParallel(Module, Joinable):
         group = member(process_group, "DistributedDataParallel")
         if group is None:
             raise ArgumentError("DistributedDataParallel: this rank is not in process_group")
-        if device_ids is not None:
+        if device_mesh is not None:
             raise ArgumentError(
-                f"DistributedDataParallel: got device_ids={device_ids}, needs None: the module "
-                "stays on the device it is on"
+                f"DistributedDataParallel: got device_mesh={device_mesh!r}; pass the ranks as "
+                "process_group=dist.new_group(ranks)"
             )
-        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        if not named:
+        check_devices(module, device_ids, output_device)
+        check_options(weight, logical_shards, check_replicas_every, on_divergence, group.size())
+        late = delayed(module, delay_all_reduce_named_params, param_to_hook_all_reduce)
+        self.module = module
+        self.process_group, self.dim = group, dim
+        self.device_ids, self.output_device = device_ids or None, output_device
+        synced = [flag for flag in (forward_sync_buffers, broadcast_buffers) if flag is not None]
+        self.forward_sync_buffers = synced[0] if synced else True
+        self.find_unused_parameters, self.static_graph = find_unused_parameters, static_graph
+        self.gradient_as_bucket_view = gradient_as_bucket_view
+        self.mixed_precision = mixed_precision
+        self.require_backward_grad_sync = True
+        sizes = [bucket_cap_mb] if bucket_cap_mb is not None else _BUCKET_SIZES
+        limits = tuple(int(size * _MEBIBYTE) for size in bucket_cap_mb_list or sizes)
+        self.bucket_bytes_cap = max(limits)
+        self._options = ReducerOptions(
+            limits,
+            find_unused_parameters,
+            static_graph,
+            skip_all_reduce_unused_params and (find_unused_parameters or static_graph),
+            reduce_dtype(mixed_precision),
+            check_finite,
+            late,
+            param_to_hook_all_reduce,
+        )
+        named = self._trainable()
+        if not (named or late):
             raise DistributedError(
                 "DistributedDataParallel: no parameter of the module requires a gradient; use the "
                 "module as it is"
             )
-        _check_options(weight, logical_shards, check_replicas_every, on_divergence, group.size())
-        self.module = module
-        self.process_group, self.dim = group, dim
-        self.device_ids, self.output_device = device_ids, output_device
-        self.broadcast_buffers = broadcast_buffers
-        self.find_unused_parameters, self.static_graph = find_unused_parameters, static_graph
-        self.require_backward_grad_sync = True
-        self.bucket_bytes_cap = int((25 if bucket_cap_mb is None else bucket_cap_mb) * _MEBIBYTE)
-        communicator = group.communicator
         if init_sync:
-            _check_same_module(module, communicator)
-            _broadcast([*module.parameters(), *module.buffers()], communicator)
-        self._reducer = Reducer(
-            named,
-            communicator,
-            min(_FIRST_BUCKET_BYTES, self.bucket_bytes_cap),
-            self.bucket_bytes_cap,
-            find_unused_parameters,
-            static_graph,
-        )
+            check_same_module(module, group.communicator)
+            with_buffers = forward_sync_buffers is not None or self.forward_sync_buffers
+            buffers = [*module.buffers()] if with_buffers else []
+            broadcast([*module.parameters(), *buffers], group.communicator)
+        if mixed_precision is not None and mixed_precision.buffer_dtype is not None:
+            cast_buffers(module, mixed_precision.buffer_dtype)
+        self._buffers_together = Buffers(module, group.communicator, average_buffers)
+        self._frozen = [p for p in module.parameters() if not p.requires_grad]
+        self._reducer = Reducer(named, group.communicator, self._options)
         if trace:
             self._reducer.trace = []
         self.weight, self.logical_shards = weight, logical_shards
+        self._sync_norms = [m for m in module.modules() if isinstance(m, SyncBatchNorm)]
         self.check_replicas_every, self.on_divergence = check_replicas_every, on_divergence
         self._steps = 0
+
+    @property
+    def broadcast_buffers(self) -> bool:
+        """The older name of ``forward_sync_buffers``."""
+        return self.forward_sync_buffers
+
+    @broadcast_buffers.setter
+    def broadcast_buffers(self, value: bool) -> None:
+        self.forward_sync_buffers = value
+
+    def _trainable(self) -> list[tuple[str, Parameter]]:
+        """The parameters whose gradients go into the ordinary buckets."""
+        others = {id(parameter) for _, parameter in self._options.delayed}
+        return [
+            (name, p)
+            for name, p in self.module.named_parameters()
+            if p.requires_grad and id(p) not in others
+        ]
 
     @property
     def trace(self) -> Trace | None:
@@ -152,14 +232,31 @@ class DistributedDataParallel(Module, Joinable):
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """The module's own output."""
         syncs = is_grad_enabled() and self.require_backward_grad_sync
+        if is_grad_enabled() and self._reducer.is_in_backward:
+            raise DistributedError(
+                "DistributedDataParallel: forward is called while a backward of the same module is "
+                "under way, whose gradients would be mixed up with those of this one; compute it "
+                "before, under no_grad(), or with a copy of the module"
+            )
         if self._reducer.shards is None:  # a batch of shards has begun for all of them
             if self.require_backward_grad_sync:
                 self._meet(syncs)
             if self.weight is not None and is_grad_enabled():
-                self._reducer.weigh(_weigh(self.weight, inputs, kwargs), syncs)
-        output = self.module(*inputs, **kwargs)
+                weight = weigh(self.weight, inputs, kwargs)
+                for layer in self._sync_norms:
+                    layer.loss_weight = weight
+                self._reducer.weigh(weight, syncs)
+        precision = self.mixed_precision
+        casts: Any = nullcontext()
+        if precision is not None and precision.param_dtype is not None:
+            casts = low_precision(self.module, precision.param_dtype)
+            if precision.cast_forward_inputs:
+                inputs = cast_inputs(inputs, precision.param_dtype)
+                kwargs = cast_inputs(kwargs, precision.param_dtype)
+        with casts:
+            output = self.module(*inputs, **kwargs)
         if syncs:
-            self._reducer.expect(list(tensors_in(output)))
+            self._reducer.expect(output)
         elif is_grad_enabled():
             self._reducer.active = False
         return output
@@ -171,16 +268,31 @@ class DistributedDataParallel(Module, Joinable):
             Join.notify_join_context(self)
             source = self._weigh_active(self._joining, 1.0)
         if syncs:
+            self._take_in_thawed()
             self._reducer.prepare()
-        if self.broadcast_buffers:
-            _broadcast(list(self.module.buffers()), self.process_group.communicator, source)
+        if self.forward_sync_buffers and self._buffers_together.are_shared:
+            with self._reducer.waiting():
+                self._buffers_together.bring(source)
         if syncs and self._joining is None:
-            self._guard(self.broadcast_buffers)
+            self._guard(self.forward_sync_buffers)
+
+    def _take_in_thawed(self) -> None:
+        """Make new buckets when parameters that were frozen require gradients."""
+        if any(parameter.requires_grad for parameter in self._frozen):
+            self._frozen = [p for p in self.module.parameters() if not p.requires_grad]
+            old = self._reducer
+            old.close()
+            self._reducer = Reducer(
+                self._trainable(), self.process_group.communicator, self._options
+            )
+            self._reducer.trace, self._reducer.hook = old.trace, old.hook
+            self._reducer.step = old.step
 
     def register_comm_hook(self, state: Any, hook: Hook) -> None:
         """Have ``hook(state, bucket)`` average the gradients in place of an all-reduce.
 
-        ``distributed.algorithms.ddp_comm_hooks`` has hooks that send less.
+        ``distributed.algorithms.ddp_comm_hooks`` has hooks that send less. The hook, not
+        ``mixed_precision``, decides in which dtype.
 
         Args:
             state: is passed to the hook; the process group, or what a hook remembers.
@@ -256,7 +368,8 @@ class DistributedDataParallel(Module, Joinable):
             if with_buffers:
                 named += self.module.named_buffers()
             restore = self.on_divergence == "restore"
-            check_replicas(named, self.process_group.communicator, restore)
+            when = f"before step {self._steps + 1} (checked every {every})"
+            check_replicas(named, self.process_group.communicator, restore, when)
         self._steps += 1
 
     def shards(self, *tensors: Tensor) -> Iterator[Any]:
@@ -298,7 +411,8 @@ class DistributedDataParallel(Module, Joinable):
         lengths: list[int] = everyones[:, 0].tolist()
         seed, offset = (int(number) for number in everyones[0, 1:])
         sums = ShardSums(communicator, self.logical_shards, sum(lengths))
-        _check_lengths(sums, lengths, communicator)
+        check_lengths(sums, lengths, communicator)
+        self._take_in_thawed()
         self._guard(with_buffers=True)
         statistics = Statistics(self.module) if self.module.training else None
         self._reducer.begin_shards(sums)
@@ -321,34 +435,13 @@ class DistributedDataParallel(Module, Joinable):
                 if not last:
                     self._reducer.keep_shard()
             if statistics is not None:
-                statistics.fold(_everyones_parts(statistics, sums, communicator))
+                statistics.fold(everyones_parts(statistics, sums, communicator))
         finally:
             self._reducer.end_shards()
             execution.use_deterministic_algorithms(before)
             self.require_backward_grad_sync = True
             after = np.array([seed, offset + 1], np.uint64).view(np.uint8)
             generator.set_state(wrap(after))
-
-
-def _check_options(
-    weight: Weight, logical_shards: int | None, every: int, on_divergence: str, ranks: int
-) -> None:
-    if weight not in (None, "samples") and not callable(weight):
-        raise ArgumentError(
-            f'DistributedDataParallel: got weight={weight!r}; pass None, "samples" or a '
-            "function of forward's arguments"
-        )
-    if logical_shards is not None and logical_shards < ranks:
-        raise ArgumentError(
-            f"DistributedDataParallel: got logical_shards={logical_shards} for "
-            f"{ranks} ranks; every rank needs at least one"
-        )
-    if on_divergence not in ("raise", "restore") or every < 0:
-        raise ArgumentError(
-            f"DistributedDataParallel: got on_divergence={on_divergence!r} and "
-            f'check_replicas_every={every}; pass "raise" or "restore", and a '
-            "number of steps"
-        )
 
 
 class _DDPJoinHook(JoinHook):
@@ -366,93 +459,11 @@ class _DDPJoinHook(JoinHook):
         ddp, reducer = self._ddp, self._ddp._reducer
         reducer.prepare()
         source = ddp._weigh_active(self.join, 0.0)
-        if ddp.broadcast_buffers:
-            _broadcast(list(ddp.module.buffers()), ddp.process_group.communicator, source)
+        if ddp.forward_sync_buffers and ddp._buffers_together.are_shared:
+            ddp._buffers_together.bring(source)
         reducer.reduce_nothing()
 
     def post_hook(self, is_last_joiner: bool) -> None:
         """Take over the module of a rank that made every step."""
         tensors = [*self._ddp.module.parameters(), *self._ddp.module.buffers()]
-        _broadcast(tensors, self._ddp.process_group.communicator, self.join.source)
-
-
-def _weigh(weight: Weight, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
-    if callable(weight):
-        return float(weight(*inputs, **kwargs))
-    for tensor in tensors_in([*inputs, kwargs]):
-        return float(len(tensor))
-    raise ArgumentError('DistributedDataParallel: weight="samples" needs a tensor among the inputs')
-
-
-def _check_lengths(sums: ShardSums, lengths: list[int], communicator: Communicator) -> None:
-    for rank, length in enumerate(lengths):
-        if length != sums.expected(rank):
-            raise ShapeError(
-                f"shards: rank {communicator.ranks[rank]} has {length} of the {sum(lengths)} "
-                f"samples, its {sums.owners[rank + 1] - sums.owners[rank]} of "
-                f"{len(sums.bounds) - 1} shards have {sums.expected(rank)}; take batches from "
-                "utils.data.DistributedBatchSampler"
-            )
-
-
-def _everyones_parts(
-    statistics: Statistics, sums: ShardSums, communicator: Communicator
-) -> list[list[Any]]:
-    """What every shard made of the buffers, in shard order."""
-    if not statistics.parts[0]:
-        return []
-    rows = [b"".join(part.tobytes() for part in parts) for parts in statistics.parts]
-    most = max(end - start for start, end in pairwise(sums.owners))
-    mine = np.zeros((most, len(rows[0])), np.uint8)
-    mine[: len(rows)] = [np.frombuffer(row, np.uint8) for row in rows]
-    everyones = np.empty((communicator.size, *mine.shape), np.uint8)
-    communicator.all_gather(everyones, mine, "running_statistics").wait()
-    found = []
-    for rank, (start, end) in enumerate(pairwise(sums.owners)):
-        for row in everyones[rank, : end - start]:
-            sizes = np.cumsum([part.nbytes for part in statistics.parts[0]])[:-1]
-            parts = zip(np.split(row, sizes), statistics.parts[0], strict=True)
-            found.append([raw.view(like.dtype).reshape(like.shape) for raw, like in parts])
-    return found
-
-
-def _check_same_module(module: Module, communicator: Communicator) -> None:
-    """Raise on every rank, naming the first difference, unless all have the same module."""
-    mine = [
-        (kind, name, tuple(tensor.shape), str(tensor.dtype), tensor.requires_grad)
-        for kind, named in (
-            ("parameter", module.named_parameters()),
-            ("buffer", module.named_buffers()),
-        )
-        for name, tensor in named
-    ]
-    modules = all_gather_object(communicator, mine)
-    for rank, other in zip(communicator.ranks, modules, strict=True):
-        for index in range(max(len(other), len(modules[0]))):
-            theirs, first = (_describe(entries, index) for entries in (other, modules[0]))
-            if theirs != first:
-                raise CollectiveMismatchError(
-                    f"DistributedDataParallel: rank {rank} has {theirs}, rank "
-                    f"{communicator.ranks[0]} has {first}; every rank must wrap the same module"
-                )
-
-
-def _describe(entries: list[tuple[str, str, tuple[int, ...], str, bool]], index: int) -> str:
-    if index >= len(entries):
-        return "nothing more"
-    kind, name, shape, dtype, requires_grad = entries[index]
-    frozen = " (frozen)" if kind == "parameter" and not requires_grad else ""
-    return f"{kind} {name} {dtype}{list(shape)}{frozen}"
-
-
-def _broadcast(tensors: list[Tensor], communicator: Communicator, root: int = 0) -> None:
-    """Bring the root's values to all, those of one dtype in one message."""
-    if communicator.size == 1:
-        return
-    for tensor in tensors:
-        raw(tensor, "DistributedDataParallel", communicator)  # refuses what the group cannot carry
-    for same in by_dtype(tensors):
-        vector = joined(same)
-        communicator.broadcast(vector, root).wait()
-        if communicator.rank != root:
-            take_over(vector, same)
+        broadcast(tensors, self._ddp.process_group.communicator, self.join.source)

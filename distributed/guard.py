@@ -12,26 +12,31 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tensorlib.backend import get_backend
 from tensorlib.distributed.call import name_ranks
 from tensorlib.distributed.communicator import Communicator
+from tensorlib.distributed.reduction import Array, as_bytes, contiguous, namespace
 from tensorlib.errors import ReplicaError
 from tensorlib.tensor import Tensor
+
+_PIECE = 1 << 24  # words that are looked at at once
 
 Named = Sequence[tuple[str, Tensor]]
 
 
-def check_replicas(named: Named, communicator: Communicator, restore: bool) -> None:
+def check_replicas(named: Named, communicator: Communicator, restore: bool, when: str = "") -> None:
     """Compare the ranks' tensors bit by bit, through checksums; every rank calls it.
 
     Args:
         named: the tensors and their names, the same on every rank.
         communicator: the group.
         restore: bring the tensors of the majority to the ranks that differ, if there is one.
+        when: for the message: "before step 201".
 
     Raises:
         ReplicaError: on every rank; it names the ranks that differ and the first tensor that does.
     """
-    sums = np.array([_checksum(tensor) for _, tensor in named], np.uint32)
+    sums = _checksums([tensor._array for _, tensor in named])
     digest = np.array([zlib.crc32(sums.tobytes()), len(named)], np.uint32)
     digests = np.empty((communicator.size, 2), np.uint32)
     communicator.all_gather(digests, digest, "replica_guard").wait()
@@ -46,7 +51,8 @@ def check_replicas(named: Named, communicator: Communicator, restore: bool) -> N
     good = camps.index(camp)
     deviating = [rank for rank in range(communicator.size) if camps[rank] != camp]
     if not (restore and has_majority):
-        raise ReplicaError(_report(named, everyones, communicator, good, deviating, has_majority))
+        told = _report(named, everyones, communicator, good, deviating, has_majority)
+        raise ReplicaError(f"replica guard{', ' if when else ''}{when}: {told}")
     for i, (_, tensor) in enumerate(named):
         if (everyones[:, i] != everyones[good, i]).any():
             array = tensor._array
@@ -57,9 +63,31 @@ def check_replicas(named: Named, communicator: Communicator, restore: bool) -> N
                 tensor._bump()
 
 
-def _checksum(tensor: Tensor) -> int:
-    array = np.ascontiguousarray(tensor._array)
-    return zlib.crc32(array.reshape(-1).view(np.uint8).data)
+def _checksums(arrays: list[Array]) -> np.ndarray:
+    """A checksum of each array; those of a GPU come to the host together."""
+    found = [_on_device(a) if not isinstance(a, np.ndarray) else _on_host(a) for a in arrays]
+    sums = np.array([one if isinstance(one, int) else 0 for one in found], np.uint32)
+    places = [i for i, one in enumerate(found) if not isinstance(one, int)]
+    if places:
+        stacked = namespace(found[places[0]]).stack([found[i] for i in places])
+        sums[places] = get_backend(stacked).to_host(stacked)
+    return sums
+
+
+def _on_host(array: Array) -> int:
+    return zlib.crc32(as_bytes(contiguous(array)).data)
+
+
+def _on_device(array: Array) -> Array:
+    """Σ word · its odd number, modulo 2⁶⁴: one number, still on the GPU."""
+    xp, flat = namespace(array), as_bytes(contiguous(array))
+    words = flat.view(np.uint32) if flat.size % 4 == 0 else flat
+    total = xp.zeros((), np.uint64)
+    for start in range(0, words.size, _PIECE):
+        part = words[start : start + _PIECE].astype(np.uint64)
+        part *= 2 * xp.arange(start, start + part.size, dtype=np.uint64) + 1
+        total += part.sum()
+    return ((total ^ (total >> 32)) & 0xFFFFFFFF).astype(np.uint32)
 
 
 def _report(
@@ -82,7 +110,7 @@ def _report(
     if not has_majority:
         who = "the ranks differ, and none is in the majority"
     return (
-        f"replica guard: {who}. First in {name} {str(tensor.dtype).removeprefix('tensorlib.')}"
+        f"{who}. First in {name} {str(tensor.dtype).removeprefix('tensorlib.')}"
         f"{list(tensor.shape)}, of {many} of {len(named)} tensors (checksums: {values}). Start "
         "again from a checkpoint, look for what only some ranks do to the module, or pass "
         'on_divergence="restore" to take over the majority\'s'

@@ -17,16 +17,21 @@ to the shard; running statistics are folded in shard order.
 import hashlib
 import struct
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from tensorlib.distributed.communicator import Communicator
-from tensorlib.distributed.reduction import Array
+from tensorlib.distributed.reduction import Array, as_bytes, namespace
 from tensorlib.distributed.work import Work
+from tensorlib.errors import ShapeError
 from tensorlib.nn import Module
 
+_ALIGNMENT = 16  # bytes; of what is viewed as numbers on a GPU
 Block = tuple[int, int]  # its first shard and its level
+_CHUNK = 1 << 14
 
 
 def shares(total: int, parts: int) -> list[int]:
@@ -99,11 +104,14 @@ class Rows:
     Args:
         empty: allocates a vector like another, where the peers can read it.
         depth: how many blocks there are at most at a time.
-        like: the gradients of one shard.
+        size: of the gradients of one shard.
+        like: an array of the dtype in which they are added.
     """
 
-    def __init__(self, empty: Callable[[int, Array], Array], depth: int, like: Array) -> None:
-        self._array = empty(depth * like.size, like).reshape(depth, like.size)
+    def __init__(
+        self, empty: Callable[[int, Array], Array], depth: int, size: int, like: Array
+    ) -> None:
+        self._array = empty(depth * size, like).reshape(depth, size)
         self.blocks: list[Block] = []
 
     def clear(self) -> None:
@@ -113,10 +121,16 @@ class Rows:
     def add(self, shard: int, gradients: Array, weight: float) -> None:
         """Add the gradients of one shard."""
         k = len(self.blocks)
-        np.multiply(gradients, weight, out=self._array[k])
         self.blocks, joined = pile(self.blocks, (shard, 0))
-        for row in range(k, k - joined, -1):
-            self._array[row - 1] += self._array[row]
+        dtype = self._array.dtype
+        for i in range(0, gradients.size, _CHUNK):  # which stays in cache until it is joined
+            j = min(i + _CHUNK, gradients.size)
+            if not joined:
+                np.multiply(gradients[i:j], weight, out=self._array[k, i:j], dtype=dtype)
+                continue
+            part = np.multiply(gradients[i:j], weight, dtype=dtype)
+            for row in range(k - 1, k - 1 - joined, -1):
+                part = np.add(self._array[row, i:j], part, out=self._array[row, i:j])
 
     @property
     def array(self) -> Array:
@@ -159,15 +173,18 @@ class ShardSums:
         rows.add(self.shard, gradients, self.bounds[self.shard + 1] - self.bounds[self.shard])
 
     def reduce(self, rows: Rows, gradients: Array) -> Work:
-        """Add those of the last shard and start the sum over all ranks."""
-        self.add(rows, gradients)
+        """Start the sum over all ranks; their mean comes to ``gradients``."""
         blocks = [block for own in self._blocks for block in own]
         counts = [len(own) for own in self._blocks]
 
         def combine(parts: list[Array]) -> Array:
             return total(parts, blocks) / max(self._samples, 1)
 
-        return self._communicator.fold(gradients, rows.array, counts, combine)
+        if rows.array.dtype == gradients.dtype:
+            return self._communicator.fold(gradients, rows.array, counts, combine)
+        wide = self._communicator.empty(gradients.size, rows.array)
+        work = self._communicator.fold(wide, rows.array, counts, combine)
+        return work.then(partial(np.copyto, gradients, wide, "unsafe"))
 
 
 def shard_seed(seed: int, offset: int, shard: int) -> int:
@@ -263,3 +280,42 @@ class Statistics:
                 value = kind.fold(value, parts[i], shard)
             buffer._array[...] = value
             buffer._bump()
+
+
+def check_lengths(sums: ShardSums, lengths: list[int], communicator: Communicator) -> None:
+    """Raise on every rank unless each has the samples of its shards."""
+    for rank, length in enumerate(lengths):
+        if length != sums.expected(rank):
+            raise ShapeError(
+                f"shards: rank {communicator.ranks[rank]} has {length} of the {sum(lengths)} "
+                f"samples, its {sums.owners[rank + 1] - sums.owners[rank]} of "
+                f"{len(sums.bounds) - 1} shards have {sums.expected(rank)}; take batches from "
+                "utils.data.DistributedBatchSampler"
+            )
+
+
+def everyones_parts(
+    statistics: Statistics, sums: ShardSums, communicator: Communicator
+) -> list[list[Any]]:
+    """What every shard made of the buffers, in shard order."""
+    if not statistics.parts[0]:
+        return []
+    first = statistics.parts[0]
+    found: list[list[Any]] = [[None] * len(first) for _ in range(sums.owners[-1])]
+    for xp in dict.fromkeys(map(namespace, first)):
+        chosen = [i for i, part in enumerate(first) if namespace(part) is xp]
+        sizes = [-(-first[i].nbytes // _ALIGNMENT) * _ALIGNMENT for i in chosen]
+        starts = [0, *np.cumsum(sizes).tolist()]
+        most = max(end - start for start, end in pairwise(sums.owners))
+        mine = xp.zeros((most, starts[-1]), np.uint8)
+        for row, parts in zip(mine, statistics.parts, strict=False):
+            for i, start in zip(chosen, starts, strict=False):
+                row[start : start + first[i].nbytes] = as_bytes(xp.asarray(parts[i]))
+        everyones = xp.empty((communicator.size, *mine.shape), np.uint8)
+        communicator.all_gather(everyones, mine, "running_statistics").wait()
+        for rank, (begin, end) in enumerate(pairwise(sums.owners)):
+            for shard, row in zip(range(begin, end), everyones[rank], strict=False):
+                for i, start in zip(chosen, starts, strict=False):
+                    raw = row[start : start + first[i].nbytes]
+                    found[shard][i] = raw.view(first[i].dtype).reshape(first[i].shape)
+    return found

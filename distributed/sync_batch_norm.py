@@ -21,16 +21,22 @@ __all__ = ["SyncBatchNorm"]
 
 
 class _Sum(Function):
-    """The sum over the ranks; each rank's gradient is the sum of all ranks' gradients."""
+    """The sum over the ranks; each rank's gradient is the sum of all ranks' gradients.
+
+    If a rank's loss counts ``weight`` times, which its gradients are multiplied by in the end, the
+    gradients of the others' losses count as often as theirs, relative to its own.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, communicator: Any) -> Tensor:
-        ctx.communicator = communicator
+    def forward(ctx: Any, x: Tensor, communicator: Any, weight: float) -> Tensor:
+        ctx.communicator, ctx.weight = communicator, weight
         return _summed(x, communicator)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        return _Sum.apply(gradients[0], ctx.communicator), None
+        weight = ctx.weight
+        total = _Sum.apply(gradients[0] * weight, ctx.communicator, weight)
+        return total / (weight or 1.0), None, None
 
 
 def _summed(x: Tensor, communicator: Any) -> Tensor:
@@ -53,6 +59,10 @@ class SyncBatchNorm(_BatchNorm):
         process_group: the ranks; None: all.
         device: where parameters and statistics live.
         dtype: their dtype.
+
+    Attributes:
+        loss_weight: what this rank's loss counts beside the others'; ``DistributedDataParallel``
+            with a ``weight`` sets it.
     """
 
     def __init__(
@@ -70,6 +80,7 @@ class SyncBatchNorm(_BatchNorm):
             num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype
         )
         self.process_group = process_group
+        self.loss_weight = 1.0
 
     allowed_dims = (2, 3, 4, 5)
 
@@ -85,7 +96,7 @@ class SyncBatchNorm(_BatchNorm):
         shape = [1, -1] + [1] * (input.dim() - 2)
         wide = input.float() if input.dtype in (tl.float16, tl.bfloat16) else input
         count = tl.full((1,), input.numel() / input.shape[1], dtype=wide.dtype)
-        sums = _Sum.apply(tl.cat([wide.sum(dims), count]), communicator)
+        sums = _Sum.apply(tl.cat([wide.sum(dims), count]), communicator, self.loss_weight)
         count = sums[-1].detach()
         if float(count) <= 1:
             raise ArgumentError(
@@ -93,7 +104,8 @@ class SyncBatchNorm(_BatchNorm):
                 f"training, got {float(count):g}; use a larger batch"
             )
         centred = wide - (sums[:-1] / count).view(shape)
-        var = _Sum.apply((centred * centred).sum(dims), communicator) / count
+        squares = (centred * centred).sum(dims)
+        var = _Sum.apply(squares, communicator, self.loss_weight) / count
         out = centred * (var + self.eps).rsqrt().view(shape)
         if self.weight is not None:
             out = out * self.weight.view(shape)

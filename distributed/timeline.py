@@ -5,11 +5,13 @@
             ...
 
 Open the file at ``chrome://tracing`` or https://ui.perfetto.dev: a process per rank, with a row for
-what the rank computes (data, forward, backward, optimizer) and one for its buckets. ``data`` is the
-time from the end of a step to the next forward.
+what the rank does (data, forward, backward, wait, optimizer) and one for its buckets. ``data`` is
+the time from the end of a step to the next forward; ``wait`` is for the other ranks: at the end of
+backward for what is left of the buckets, in forward for the buffers.
 """
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tensorlib.autograd import is_grad_enabled
+from tensorlib.autograd import is_grad_enabled, queue_callback
 from tensorlib.distributed.ddp import DistributedDataParallel
-from tensorlib.distributed.objects import gather_object
+from tensorlib.distributed.objects import all_gather_object, gather_object
 from tensorlib.distributed.tensors import tensors_in
 from tensorlib.optim import Optimizer
 
@@ -48,8 +50,9 @@ class Timeline:
         every: rank 0 prints a line each so many steps; 0: none.
 
     Attributes:
-        steps: per step of this rank, what the line shows: ``seconds``, ``samples``, ``hidden`` (the
-            share of communication during which backward went on) and ``busy_s`` (computing).
+        steps: per step of this rank, what the line shows: ``seconds`` from the end of the step
+            before, ``samples``, ``hidden`` (the share of communication during which the rank did
+            not wait for it) and ``busy_s`` (all but waiting).
     """
 
     def __init__(
@@ -70,8 +73,10 @@ class Timeline:
 
     def __enter__(self) -> "Timeline":
         self._communicator.barrier("timeline").wait()
-        self._origin = time.perf_counter()  # the same moment on all ranks, up to one message
-        self._idle_since = self._origin
+        here = socket.gethostname(), time.perf_counter()  # the same moment, up to one message
+        host, origin = all_gather_object(self._communicator, here)[0]
+        self._origin = origin if host == here[0] else here[1]  # ranks of one host share the clock
+        self._idle_since = time.perf_counter()
         reducer = self._ddp._reducer
         self._trace_before, reducer.trace = reducer.trace, []
         self._handles = [
@@ -115,13 +120,12 @@ class Timeline:
                     break
 
     def _backward_begins(self, gradient: Any) -> None:
-        self._marks.setdefault("backward", time.perf_counter())
+        begun = time.perf_counter()
+        # Before the reducer's own, which waits for the buckets.
+        queue_callback(lambda: self._add("backward", _COMPUTE, begun, time.perf_counter()))
 
     def _step_begins(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        now = self._marks["optimizer"] = time.perf_counter()
-        begun = self._marks.pop("backward", None)
-        if begun is not None:
-            self._add("backward", _COMPUTE, begun, now)
+        self._marks["optimizer"] = time.perf_counter()
 
     def _step_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         now = time.perf_counter()
@@ -142,8 +146,8 @@ class Timeline:
             if verb == "start":
                 begun[name] = moment
             elif verb == "end" and name in begun:
-                self._add(name, _BUCKETS, begun.pop(name), moment)
-        self._last_gradient = max((t for w, t in trace if w.startswith("gradient")), default=0.0)
+                row = _COMPUTE if name == "wait" else _BUCKETS
+                self._add(name, row, begun.pop(name), moment)
         trace.clear()
 
     def _add(self, name: str, row: int, start: float, end: float) -> None:
@@ -152,23 +156,9 @@ class Timeline:
     # Sums
 
     def _sum_up(self, now: float) -> None:
-        events = self._events[self._step_events :]
+        sums = step_sums(self._events[self._step_events :], now)
         self._step_events = len(self._events)
-        start = min((e.start for e in events), default=now)
-        spans = sorted((e.start, e.end) for e in events if e.row == _BUCKETS)
-        total = sum(end - begin for begin, end in _joined(spans))
-        exposed = sum(
-            max(0.0, end - max(begin, self._last_gradient)) for begin, end in _joined(spans)
-        )
-        computing = sum(e.end - e.start for e in events if e.row == _COMPUTE and e.name != "data")
-        self.steps.append(
-            {
-                "seconds": now - start,
-                "samples": float(self._samples),
-                "hidden": 1 - exposed / total if total else 1.0,
-                "busy_s": computing - exposed,
-            }
-        )
+        self.steps.append({**sums, "samples": float(self._samples)})
 
     def _print(self) -> None:
         """One line for the latest steps, over all ranks."""
@@ -184,7 +174,7 @@ class Timeline:
             print(
                 f"step {len(self.steps)}: {seconds * 1e3:.1f} ms, {samples / seconds:.0f} "
                 f"samples/s, {100 * everyones[:, 2].mean():.0f} % of communication hidden, slowest "
-                f"rank {slowest} ({everyones[slowest, 3] * 1e3:.1f} ms computing, mean "
+                f"rank {slowest} (busy for {everyones[slowest, 3] * 1e3:.1f} ms, mean "
                 f"{everyones[:, 3].mean() * 1e3:.1f})",
                 flush=True,
             )
@@ -195,6 +185,24 @@ class Timeline:
             (e.name, e.row, (e.start - self._origin) * 1e6, (e.end - e.start) * 1e6)
             for e in self._events
         ]
+
+
+def step_sums(events: list[Event], end: float) -> dict[str, float]:
+    """What a step's events add up to: ``seconds``, ``hidden`` and ``busy_s``, see ``Timeline``."""
+    start = min((event.start for event in events), default=end)
+    buckets = list(_joined(sorted((e.start, e.end) for e in events if e.row == _BUCKETS)))
+    waits = [(e.start, e.end) for e in events if e.name == "wait"]
+    total = sum(until - since for since, until in buckets)
+    exposed = sum(
+        max(0.0, min(until, last) - max(since, first))
+        for since, until in buckets
+        for first, last in waits
+    )
+    return {
+        "seconds": end - start,
+        "hidden": 1 - exposed / total if total else 1.0,
+        "busy_s": end - start - sum(last - first for first, last in waits),
+    }
 
 
 def _joined(spans: list[tuple[float, float]]) -> Iterator[tuple[float, float]]:

@@ -2,7 +2,7 @@
 
 from .anomaly import detect_anomaly, is_anomaly_enabled, set_detect_anomaly
 from .core import Mode, Node, RemovableHandle
-from .engine import backward, grad, queue_callback, reachable_leaves
+from .engine import backward, grad, is_in_backward, queue_callback, reachable_leaves
 from .function import Function, FunctionContext, once_differentiable
 from .grad_mode import (
     enable_grad,
@@ -33,6 +33,7 @@ __all__ = [
     "inference_mode",
     "is_anomaly_enabled",
     "is_grad_enabled",
+    "is_in_backward",
     "is_inference_mode_enabled",
     "no_grad",
     "once_differentiable",

@@ -8,11 +8,12 @@ while the walk goes on.
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ..backend import get_backend, is_array
+from ..backend import at, get_backend, is_array
 from ..backend.quiet import QUIET, reset_error_state, set_error_state
 from ..errors import ArgumentTypeError, AutogradError, DtypeError, ShapeError
 from .core import Node, TensorBase, refresh, state, wrap
@@ -28,15 +29,24 @@ class _Running(threading.local):
 _running = _Running()
 
 
-def queue_callback(callback: Callable[[], Any]) -> None:
+def queue_callback(callback: Callable[[], Any], outermost: bool = False) -> None:
     """Run `callback()` when the backward that is running now has finished.
+
+    Args:
+        callback: Takes no arguments.
+        outermost: If a backward runs within another one, wait for the end of the outer one.
 
     Raises:
         AutogradError: no backward is running in this thread.
     """
     if not _running.callbacks:
         raise AutogradError("queue_callback: no backward is running; call it from a gradient hook")
-    _running.callbacks[-1].append(callback)
+    _running.callbacks[0 if outermost else -1].append(callback)
+
+
+def is_in_backward() -> bool:
+    """Whether a backward is running in this thread."""
+    return bool(_running.callbacks)
 
 
 def fit(g: Any, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -106,6 +116,7 @@ class _Walk:
         graph = self.collect(roots, targets)
         grads, create_graph, retain = self.grads, self.create_graph, self.retain_graph
         careful = create_graph or state.anomaly
+        several = _several_gpus(roots)
         for t, g in zip(roots, gradients, strict=True):
             if t._node is None:
                 self.waiting[t] = self.waiting.get(t, 0) + 1
@@ -120,6 +131,8 @@ class _Walk:
                     if not isinstance(e, Node):
                         self.arrive(e, None, False, targets)
                 continue
+            if several:
+                _go_to(g)
             if node.hooks:
                 g = self.run_hooks(node.hooks, g)
             if targets is not None and node in targets:
@@ -134,6 +147,8 @@ class _Walk:
             if rules.keeps_arrays and not retain:
                 node.saved, node.versions = None, ()
             for e, r in zip(node.edges, results, strict=True):
+                if several and r is not None:
+                    _go_to(r)
                 if e.__class__ is not Node:
                     self.arrive(e, r, rules.fresh and r is not g, targets)
                 elif r is None or (targets is not None and e.seq not in graph):
@@ -301,6 +316,34 @@ def _check_nan(node: Node, results: list[Any]) -> None:
             )
 
 
+def _several_gpus(roots: Sequence[Any]) -> bool:
+    """Whether a graph may lie on more than one GPU."""
+    array = roots[0]._array if roots else None
+    return is_array(array) and getattr(get_backend(array), "count", 1) > 1
+
+
+def _go_to(g: Any) -> None:
+    """Make the GPU of a gradient, or of the gradients of several outputs, the current one."""
+    for x in g if isinstance(g, list) else (g,):
+        raw = getattr(x, "_array", x)
+        if raw is not None:
+            b = get_backend(raw)
+            if b.name != "cpu" and b.elsewhere(raw.device.id):
+                b.use(raw.device.id)
+            return
+
+
+@contextlib.contextmanager
+def _back_here(roots: Sequence[Any]) -> Iterator[None]:
+    """Leave the current GPU what it is, where a walk may go from one to another."""
+    if not _several_gpus(roots):
+        yield
+        return
+    b = get_backend(roots[0]._array)
+    with b.on(b.current()):
+        yield
+
+
 def run(
     outputs: Sequence[Any],
     gradients: Sequence[Any],
@@ -319,7 +362,8 @@ def run(
     _running.callbacks.append([])
     state.grad, state.modes, state.backward = create_graph, (), True
     try:
-        walk.run(outputs, seeds, targets)
+        with _back_here(outputs):
+            walk.run(outputs, seeds, targets)
         for callback in _running.callbacks[-1]:
             callback()
     finally:
@@ -357,7 +401,8 @@ def _prepare(outputs: list[Any], gradients: Any, name: str) -> list[Any]:
                 )
             if t._array.dtype.kind == "c":
                 raise AutogradError(f"{name}: a complex output needs an explicit gradient=")
-            g = wrap(get_backend(t._array).ones_like(t._array))
+            with at(t._array):
+                g = wrap(get_backend(t._array).ones_like(t._array))
         elif tuple(g.shape) != tuple(t.shape):
             raise ShapeError(
                 f"{name}: the gradient has shape {list(g.shape)}, its tensor {list(t.shape)}"

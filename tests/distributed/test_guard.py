@@ -41,6 +41,7 @@ def test_one_flipped_bit_is_found_and_named(world: Communicator) -> None:
         assert f"rank {culprit} differs from the majority" in message
     else:
         assert "none is in the majority" in message
+    assert "before step 7 (checked every 3)" in message
     assert "2.weight float32[3, 6]" in message
     assert "rank 0 " in message
     assert f"rank {culprit} " in message

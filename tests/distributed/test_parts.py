@@ -1,4 +1,6 @@
-"""The parts that need no second rank: buckets, headers, reductions."""
+"""The parts that need no second rank: buckets, headers, signatures."""
+
+import inspect
 
 import numpy as np
 import pytest
@@ -6,18 +8,19 @@ import pytest
 from tensorlib.distributed.buckets import assign_buckets
 from tensorlib.distributed.call import RECORD_BYTES, Call, check_agreement, name_ranks
 from tensorlib.errors import CollectiveMismatchError
+from tensorlib.nn.parallel import DistributedDataParallel as DDP
 
 pytestmark = pytest.mark.mpi_skip
 
 
 def test_buckets_fill_up_to_their_size() -> None:
-    assert assign_buckets([8, 1, 1, 1, 1], ["f"] * 5, 1, 3) == [[0], [1, 2, 3], [4]]
-    assert assign_buckets([1, 1, 1], ["f"] * 3, 10, 10) == [[0, 1, 2]]
-    assert assign_buckets([], [], 1, 1) == []
+    assert assign_buckets([8, 1, 1, 1, 1], ["f"] * 5, [1, 3]) == [[0], [1, 2, 3], [4]]
+    assert assign_buckets([1, 1, 1], ["f"] * 3, [10]) == [[0, 1, 2]]
+    assert assign_buckets([], [], [1]) == []
 
 
 def test_buckets_hold_one_kind() -> None:
-    assert assign_buckets([1] * 5, list("fdfdf"), 2, 2) == [[0, 2], [1, 3], [4]]
+    assert assign_buckets([1] * 5, list("fdfdf"), [2]) == [[0, 2], [1, 3], [4]]
 
 
 def test_buckets_hold_everything_once() -> None:
@@ -26,7 +29,7 @@ def test_buckets_hold_everything_once() -> None:
         count = int(random.integers(1, 40))
         sizes = random.integers(0, 100, count).tolist()
         kinds = random.choice(["a", "b"], count).tolist()
-        buckets = assign_buckets(sizes, kinds, 20, 100)
+        buckets = assign_buckets(sizes, kinds, [20, 100])
         assert sorted(index for bucket in buckets for index in bucket) == list(range(count))
         for bucket in buckets:
             assert len({kinds[i] for i in bucket}) == 1
@@ -52,3 +55,13 @@ def test_the_majority_is_told_last() -> None:
 
 def test_many_ranks_are_shortened() -> None:
     assert name_ranks(range(100)) == "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 92 more"
+
+
+def test_the_signature_of_ddp_is_torchs() -> None:
+    torch = pytest.importorskip("torch")
+    theirs = inspect.signature(torch.nn.parallel.DistributedDataParallel.__init__).parameters
+    ours = inspect.signature(DDP.__init__).parameters
+    for (name, given), (our_name, our) in zip(theirs.items(), ours.items(), strict=False):
+        assert (our_name, our.default) == (name, given.default)
+    extra = list(ours.values())[len(theirs) :]
+    assert all(parameter.kind is inspect.Parameter.KEYWORD_ONLY for parameter in extra)

@@ -9,7 +9,7 @@ import pytest
 
 import tensorlib as tl
 import tensorlib.distributed as dist
-from tensorlib.distributed.communicator import Communicator
+from tensorlib.distributed.communicator import Capabilities, Communicator
 from tensorlib.errors import ArgumentError, ArgumentTypeError, BackendUnavailableError, ShapeError
 
 on_ranks = pytest.mark.mpi(min_size=2)
@@ -178,7 +178,9 @@ def test_groups(world) -> None:
 
 
 @on_ranks
-def test_a_gpu_tensor_says_what_is_missing(world) -> None:
+def test_a_gpu_tensor_says_what_is_missing(world, monkeypatch) -> None:
+    monkeypatch.setattr(type(world), "capabilities", Capabilities(("cpu",)))
+
     class OnGpu(tl.Tensor):
         device = property(lambda self: tl.device("cuda", 0))
 

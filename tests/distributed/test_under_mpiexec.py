@@ -1,4 +1,4 @@
-"""Runs the tests marked ``mpi`` on 2 and 4 ranks, for whoever types plain ``pytest``."""
+"""Runs the tests marked ``mpi`` on 2 and 4 ranks, and a selection on 8, for plain ``pytest``."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +9,10 @@ import pytest
 pytestmark = pytest.mark.mpi_skip
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_on_ranks(size: int, run_ranks: Callable[..., CompletedProcess[str]]) -> None:
+@pytest.mark.parametrize(("size", "what"), [(2, ""), (4, ""), (8, "test_single_process.py")])
+def test_on_ranks(size: int, what: str, run_ranks: Callable[..., CompletedProcess[str]]) -> None:
     pytest_command = ["-m", "pytest", "--only-mpi", "-q", "-x", "-p", "no:cacheprovider"]
-    ended = run_ranks(size, [*pytest_command, Path(__file__).parent], timeout_s=120)
+    ended = run_ranks(size, [*pytest_command, Path(__file__).parent / what], timeout_s=120)
     ranks_ran = ended.stdout.count(" passed")
     if ended.returncode or ranks_ran != size:
         output = f"{ended.stdout[-15000:]}\n{ended.stderr[-5000:]}"

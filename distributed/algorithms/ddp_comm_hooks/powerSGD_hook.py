@@ -18,6 +18,7 @@ from tensorlib.autograd.core import wrap
 from tensorlib.distributed.algorithms.ddp_comm_hooks.default_hooks import average
 from tensorlib.distributed.buckets import GradBucket
 from tensorlib.distributed.process_group import Group
+from tensorlib.distributed.reduction import Array, namespace
 from tensorlib.errors import ArgumentError
 from tensorlib.futures import Future
 from tensorlib.tensor import Tensor
@@ -66,7 +67,7 @@ class PowerSGDState:
         self.orthogonalization_epsilon, self.random_seed = orthogonalization_epsilon, random_seed
         self.iter = 0
         self.errors: dict[int, np.ndarray] = {}
-        self.factors: dict[int, list[np.ndarray]] = {}
+        self.factors: dict[int, list[Array]] = {}
 
     def compresses(self, shape: tuple[int, ...]) -> bool:
         """Whether a gradient of this shape is sent as a product."""
@@ -104,15 +105,22 @@ class _Step:
         qs = state.factors.get(self._number)
         if qs is None or not state.warm_start:
             qs = self._random_factors(0 if state.warm_start else step)
-        self._ps = [m @ np.linalg.qr(q)[0] for m, q in zip(self._large, qs, strict=True)]
+        self._xp = namespace(buffer)
+        self._ps = [
+            self._xp.matmul(m, self._basis(q)) for m, q in zip(self._large, qs, strict=True)
+        ]
 
-    def _random_factors(self, step: int) -> list[np.ndarray]:
+    def _random_factors(self, step: int) -> list[Array]:
+        xp = namespace(self._bucket.buffer()._array)
         random = np.random.default_rng((self._state.random_seed, self._number, step))
         widths = [min(self._state.matrix_approximation_rank, *m.shape) for m in self._large]
         return [
-            random.standard_normal((m.shape[1], width)).astype(m.dtype)
+            xp.asarray(random.standard_normal((m.shape[1], width)).astype(m.dtype))
             for m, width in zip(self._large, widths, strict=True)
         ]
+
+    def _basis(self, matrix: Array) -> Array:
+        return self._xp.linalg.qr(matrix)[0]
 
     def start(self) -> Future:
         """Average the vectors and P, then Q."""
@@ -123,15 +131,15 @@ class _Step:
         parts = _divided(done.value()._array, [*self._small, *self._ps])
         for g, mean in zip(self._small, parts, strict=False):
             g[...] = mean
-        self._bases = [np.linalg.qr(p)[0] for p in parts[len(self._small) :]]
-        self._qs = [m.T @ p for m, p in zip(self._large, self._bases, strict=True)]
+        self._bases = [self._basis(p) for p in parts[len(self._small) :]]
+        self._qs = [self._xp.matmul(m.T, p) for m, p in zip(self._large, self._bases, strict=True)]
         second = _joined(self._qs, self._bucket)
         return average(self._state.process_group, wrap(second)).then(self._finish)
 
     def _finish(self, done: Future) -> Tensor:
         qs = [q.copy() for q in _divided(done.value()._array, self._qs)]
         for m, p, q in zip(self._large, self._bases, qs, strict=True):
-            m[...] = p @ q.T
+            m[...] = self._xp.matmul(p, q.T)
         self._state.factors[self._number] = qs
         if self._state.use_error_feedback:
             errors = _divided(self._state.errors[self._number], self._gradients)
@@ -140,14 +148,16 @@ class _Step:
         return self._bucket.buffer()
 
 
-def _joined(arrays: list[np.ndarray], bucket: GradBucket) -> np.ndarray:
+def _joined(arrays: list[Array], bucket: GradBucket) -> Array:
     """The arrays as one vector; never an empty one, as every rank averages something."""
-    none = np.zeros(0 if arrays else 1, bucket.buffer()._array.dtype)
-    return np.concatenate([none, *[a.reshape(-1) for a in arrays]])
+    buffer = bucket.buffer()._array
+    xp = namespace(buffer)
+    none = xp.zeros(0 if arrays else 1, buffer.dtype)
+    return xp.concatenate([none, *[a.reshape(-1) for a in arrays]])
 
 
-def _divided(vector: np.ndarray, like: list[np.ndarray]) -> list[np.ndarray]:
+def _divided(vector: Array, like: list[Array]) -> list[Array]:
     """The vector's parts in the arrays' shapes; views of it."""
-    ends = np.cumsum([a.size for a in like])
-    parts = np.split(vector, ends)[: len(like)]
+    ends = np.cumsum([a.size for a in like]).tolist()
+    parts = namespace(vector).split(vector, ends)[: len(like)]
     return [part.reshape(a.shape) for part, a in zip(parts, like, strict=True)]

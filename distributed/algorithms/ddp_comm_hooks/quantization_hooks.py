@@ -13,6 +13,7 @@ from tensorlib.autograd.core import wrap
 from tensorlib.distributed.buckets import GradBucket
 from tensorlib.distributed.collectives import all_gather_into_tensor
 from tensorlib.distributed.process_group import Group, get_world_size
+from tensorlib.distributed.reduction import namespace
 from tensorlib.futures import Future
 
 __all__ = ["Int8State", "int8_hook"]
@@ -36,23 +37,24 @@ def int8_hook(state: Int8State, bucket: GradBucket) -> Future:
     """Average 8-bit gradients: a quarter of the bytes, from every rank to every rank."""
     buffer = bucket.buffer()._array
     count, size = buffer.size, get_world_size(state.process_group)
-    blocks = np.zeros((-(-count // _BLOCK), _BLOCK), np.float32)
+    xp = namespace(buffer)
+    blocks = xp.zeros((-(-count // _BLOCK), _BLOCK), np.float32)
     flat = blocks.reshape(-1)[:count]
     flat[...] = buffer
     error = state.errors.get(bucket.index())
     if error is not None and error.size == count:
         flat += error
-    scales = np.abs(blocks).max(axis=1, keepdims=True) / 127
-    numbers = np.rint(blocks / np.where(scales > 0, scales, 1)).clip(-127, 127).astype(np.int8)
+    scales = xp.abs(blocks).max(axis=1, keepdims=True) / 127
+    numbers = xp.rint(blocks / xp.where(scales > 0, scales, 1)).clip(-127, 127).astype(np.int8)
     state.errors[bucket.index()] = (blocks - numbers * scales).reshape(-1)[:count]
     # One message: the integers, and behind them the scales as bytes.
-    sent = np.concatenate([numbers.reshape(-1), scales.reshape(-1).view(np.int8)])
-    received = np.empty((size, sent.size), np.int8)
+    sent = xp.concatenate([numbers.reshape(-1), scales.reshape(-1).view(np.int8)])
+    received = xp.empty((size, sent.size), np.int8)
     work = all_gather_into_tensor(wrap(received), wrap(sent), state.process_group, async_op=True)
     assert work is not None
 
     def combine(_: Future) -> object:
-        total = np.zeros_like(blocks)
+        total = xp.zeros_like(blocks)
         for row in received:
             row_scales = row[numbers.size :].copy().view(np.float32)[:, None]
             total += row[: numbers.size].reshape(numbers.shape) * row_scales

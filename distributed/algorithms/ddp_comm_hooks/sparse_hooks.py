@@ -10,6 +10,7 @@ from tensorlib.autograd.core import wrap
 from tensorlib.distributed.buckets import GradBucket
 from tensorlib.distributed.collectives import all_gather_into_tensor
 from tensorlib.distributed.process_group import Group, get_world_size
+from tensorlib.distributed.reduction import namespace
 from tensorlib.errors import ArgumentError
 from tensorlib.futures import Future
 
@@ -38,22 +39,23 @@ def topk_hook(state: TopKState, bucket: GradBucket) -> Future:
     """Send the places and values of the gradients of largest size; keep the others for later."""
     buffer = bucket.buffer()._array
     size = get_world_size(state.process_group)
+    xp = namespace(buffer)
     values = buffer.astype(np.float32)
     error = state.errors.get(bucket.index())
     if error is not None and error.size == values.size:
         values += error
     k = max(1, round(state.ratio * values.size))
-    places = np.argpartition(np.abs(values), values.size - k)[values.size - k :].astype(np.int64)
+    places = xp.argpartition(xp.abs(values), values.size - k)[values.size - k :].astype(np.int64)
     places.sort()
-    sent = np.concatenate([places.view(np.int8), values[places].view(np.int8)])
+    sent = xp.concatenate([places.view(np.int8), values[places].view(np.int8)])
     values[places] = 0
     state.errors[bucket.index()] = values
-    received = np.empty((size, sent.size), np.int8)
+    received = xp.empty((size, sent.size), np.int8)
     work = all_gather_into_tensor(wrap(received), wrap(sent), state.process_group, async_op=True)
     assert work is not None
 
     def combine(_: Future) -> object:
-        total = np.zeros(buffer.size, np.float32)
+        total = xp.zeros(buffer.size, np.float32)
         for row in received:
             chosen = row[: 8 * k].copy().view(np.int64)
             total[chosen] += row[8 * k :].copy().view(np.float32)

@@ -6,7 +6,7 @@ is first asked for, so that a program of one process never loads it.
 
 from typing import Any
 
-__all__ = ["DistributedDataParallel"]  # noqa: F822  (made by __getattr__)
+__all__ = ["DistributedDataParallel"]
 
 
 def __getattr__(name: str) -> Any:
