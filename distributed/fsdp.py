@@ -1,253 +1,184 @@
 """fully_shard: parameters, gradients and optimizer state divided among the ranks.
 
 Each rank keeps the rows ``[r·c, (r+1)·c)`` of every parameter, c = ⌈rows / ranks⌉. A unit (a module
-given to ``fully_shard``) has its whole parameters only while it computes::
-
-    forward    gather ─▶ compute ─▶ free          parameter._array:  shard ─▶ whole ─▶ shard
-    backward   gather ─▶ compute ─▶ reduce-scatter the gradients ─▶ free
-    step       the optimizer sees shards: parameters, gradients and its state
-
-Whole parameters live at one address for ever; freeing gives their pages back to the system and
-leaves the address. What backward has saved therefore refers to them by plain arrays, which are
-filled again before backward reaches them.
+given to ``fully_shard``) has its whole parameters only while it computes; ``units`` does the work.
 
 Source: Zhao et al., PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel, VLDB 2023;
 Rajbhandari et al., ZeRO, SC 2020 (stages 2 and 3).
 """
 
-import math
-import mmap
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
-import numpy as np
-
-from tensorlib.autograd import is_grad_enabled, queue_callback
-from tensorlib.autograd.core import wrap
 from tensorlib.distributed.communicator import Communicator
-from tensorlib.distributed.process_group import Group, member
-from tensorlib.distributed.reduction import Array, ReduceOp
-from tensorlib.distributed.tensors import tensors_in
-from tensorlib.distributed.work import Work, progress
-from tensorlib.errors import ArgumentError, DistributedError
+from tensorlib.distributed.process_group import ProcessGroup, member, raw
+from tensorlib.distributed.sharding import ShardedParameter
+from tensorlib.distributed.units import Unit, unit_of, units_in
+from tensorlib.dtypes import dtype
+from tensorlib.errors import ArgumentError, ArgumentTypeError
 from tensorlib.nn import Module, Parameter
-from tensorlib.tensor import Tensor
 
-__all__ = ["FSDPModule", "fully_shard"]
+__all__ = [
+    "CPUOffloadPolicy",
+    "FSDPModule",
+    "MixedPrecisionPolicy",
+    "OffloadPolicy",
+    "UnshardHandle",
+    "fully_shard",
+    "register_fsdp_forward_method",
+]
 
 
 @dataclass(frozen=True)
-class Sharding:
-    """The group that some parameters are divided among; equal for the same group.
+class MixedPrecisionPolicy:
+    """The dtypes of a unit; its rows, and so the optimizer, keep the parameters' own.
 
     Attributes:
-        communicator: the group.
+        param_dtype: of the whole parameters, in which forward and backward compute; None: as they
+            are.
+        reduce_dtype: in which gradients are averaged; None: as they come out of backward.
+        output_dtype: what floating-point outputs of forward are cast to; None: nothing.
+        cast_forward_inputs: whether floating-point inputs of forward are cast to ``param_dtype``.
     """
 
-    communicator: Communicator
-
-    def norm(self, local: Tensor, p: float) -> Tensor:
-        """The p-norm of what all ranks have, from that of what this one has."""
-        total = np.array([float(local)])
-        if math.isinf(p):
-            op = ReduceOp.MAX if p > 0 else ReduceOp.MIN
-            self.communicator.all_reduce(total, op).wait()
-        else:
-            total **= p or 1
-            self.communicator.all_reduce(total).wait()
-            total **= 1 / p if p else 1
-        return wrap(np.asarray(total[0], local._array.dtype))
+    param_dtype: dtype | None = None
+    reduce_dtype: dtype | None = None
+    output_dtype: dtype | None = None
+    cast_forward_inputs: bool = True
 
 
-class ShardedParameter:
-    """One parameter, divided along its first dimension.
+@dataclass(frozen=True)
+class OffloadPolicy:
+    """Nothing is moved to another device."""
 
-    Args:
-        name: for messages.
-        parameter: the whole parameter, equal on all ranks; it becomes this rank's shard.
-        sharding: the group.
+
+@dataclass(frozen=True)
+class CPUOffloadPolicy(OffloadPolicy):
+    """Rows live on the CPU: where everything is on the CPU, that is so already.
 
     Attributes:
-        whole: the whole parameter; its pages exist while the unit computes.
-        shard: this rank's rows.
+        pin_memory: kept for torch's sake.
     """
 
-    def __init__(self, name: str, parameter: Parameter, sharding: Sharding) -> None:
-        communicator = sharding.communicator
-        self.name, self.parameter, self._communicator = name, parameter, communicator
-        whole = parameter._array
-        count = whole.shape[0] if whole.ndim else 1
-        per_rank = -(-count // communicator.size)
-        start = min(communicator.rank * per_rank, count)
-        rows = min(per_rank, count - start)
-        width = whole.size // max(count, 1)
-        self._chunk = per_rank * width
-        # The whole parameter, filled up to equal shards, on pages of its own.
-        length = max(communicator.size * self._chunk * whole.itemsize, 1)
-        self._pages = mmap.mmap(-1, -(-length // mmap.PAGESIZE) * mmap.PAGESIZE)
-        self._filled = np.frombuffer(self._pages, whole.dtype, communicator.size * self._chunk)
-        self.whole = self._filled[: whole.size].reshape(whole.shape)
-        self._padded = communicator.empty(self._chunk, whole)
-        self._padded[...] = 0
-        shard_shape = (rows, *whole.shape[1:]) if whole.ndim else (rows,)
-        self.shard = self._padded[: rows * width].reshape(shard_shape)
-        flat = whole.reshape(-1)
-        self.shard.reshape(-1)[...] = flat[start * width : (start + rows) * width]
-        self._held: Any = None  # the shard's gradient of earlier backwards
-        parameter._array = self.shard
-        parameter.__dict__["sharding"] = sharding
-
-    def gather(self) -> Work:
-        """Start to bring the whole parameter here."""
-        rows = self._filled.reshape(self._communicator.size, self._chunk)
-        return self._communicator.all_gather(rows, self._padded, "unshard")
-
-    def show_whole(self, for_gradient: bool) -> None:
-        """Let the module compute with the whole parameter."""
-        if for_gradient and self.parameter._grad is not None:
-            self._held, self.parameter._grad = self.parameter._grad, None
-        self.parameter._array = self.whole
-
-    def show_shard(self) -> None:
-        """Let the optimizer see the shard; the whole parameter's pages are given back."""
-        self.parameter._array = self.shard
-        if self._held is not None:
-            self.parameter._grad, self._held = self._held, None
-        self._pages.madvise(mmap.MADV_REMOVE)
-
-    def scatter_gradient(self) -> Work:
-        """Start to average the whole gradient over the ranks, each keeping its shard."""
-        gradient = self.parameter._grad
-        assert gradient is not None
-        self.parameter._grad = None
-        sent = np.zeros_like(self._filled)
-        sent[: self.whole.size] = gradient._array.reshape(-1)
-        out = np.empty_like(self._padded)
-        packed = sent.reshape(self._communicator.size, self._chunk)
-        work = self._communicator.reduce_scatter(out, packed, ReduceOp.AVG)
-        return work.then(lambda: self._keep(out))
-
-    def _keep(self, reduced: Array) -> None:
-        gradient = reduced[: self.shard.size].reshape(self.shard.shape)
-        if self._held is not None:
-            self._held._array += gradient
-            self._held._bump()
-        else:
-            self._held = wrap(gradient)
+    pin_memory: bool = True
 
 
-class Unit:
-    """The parameters that are gathered and freed together.
+class UnshardHandle:
+    """An ``unshard`` under way.
 
     Args:
-        module: the module; parameters of units inside it are theirs.
-        sharding: the group.
-        reshard: free the whole parameters between forward and backward.
+        unit: what is gathered.
     """
 
-    by_parameter: dict[Parameter, ShardedParameter]
+    def __init__(self, unit: Unit) -> None:
+        self._unit = unit
 
-    def __init__(self, module: Module, sharding: Sharding, reshard: bool) -> None:
-        taken: set[Parameter] = {p for unit in units_of(module) for p in unit.by_parameter}
-        own = {p: name for name, p in module.named_parameters() if p not in taken}
-        self.reshard_after_forward = reshard
-        self.by_parameter = {p: ShardedParameter(name, p, sharding) for p, name in own.items()}
-        self.is_whole = self._in_backward = False
-        self._pending: set[Parameter] = set()
-        self._works: list[Work] = []
-        for p in own:
-            p.register_post_accumulate_grad_hook(self._on_gradient)
-        module.register_forward_pre_hook(lambda module, args: self.unshard())
-        module.register_forward_hook(self._after_forward)
-
-    def unshard(self, for_gradient: bool = False) -> None:
-        """Bring the whole parameters here, if they are not."""
-        if self.is_whole:
-            if for_gradient:
-                for sharded in self.by_parameter.values():
-                    sharded.show_whole(for_gradient)
-            return
-        works = [sharded.gather() for sharded in self.by_parameter.values()]
-        for work, sharded in zip(works, self.by_parameter.values(), strict=True):
-            work.wait()
-            sharded.show_whole(for_gradient)
-        self.is_whole = True
-
-    def reshard(self) -> None:
-        """Go back to the shards."""
-        if self.is_whole:
-            for sharded in self.by_parameter.values():
-                sharded.show_shard()
-            self.is_whole = False
-
-    def _after_forward(self, module: Module, args: Any, output: Any) -> None:
-        wants = [t for t in tensors_in(output) if t.requires_grad] if is_grad_enabled() else []
-        for tensor in wants:
-            tensor.register_hook(self._before_backward)
-        if self.reshard_after_forward or not wants:
-            self.reshard()
-
-    def _before_backward(self, gradient: Any) -> None:
-        if self._in_backward:
-            return
-        self._in_backward = True
-        queue_callback(self._finish)
-        self.unshard(for_gradient=True)
-        self._pending = {p for p in self.by_parameter if p.requires_grad}
-
-    def _on_gradient(self, parameter: Parameter) -> None:
-        if not self._in_backward:
-            raise DistributedError(
-                f"fully_shard: {self.by_parameter[parameter].name} got a gradient, but the forward "
-                "of its module was not called; call the module that was given to fully_shard, not "
-                "parts of it"
-            )
-        self._works.append(self.by_parameter[parameter].scatter_gradient())
-        self._pending.discard(parameter)
-        progress()
-        if not self._pending:
-            self._end_backward()
-
-    def _end_backward(self) -> None:
-        for work in self._works:
-            work.wait()
-        self._works = []
-        self.reshard()
-
-    def _finish(self) -> None:
-        """Backward has ended; parameters that took no part keep no gradient."""
-        self._end_backward()
-        self._in_backward = False
+    def wait(self) -> None:
+        """Have the parameters whole."""
+        self._unit.unshard()
 
 
 class FSDPModule:
     """What ``fully_shard`` adds to a module's class."""
 
-    def unshard(self) -> None:
-        """Gather the whole parameters of this module's unit; every rank calls it."""
-        _unit(self).unshard()
+    def unshard(self, async_op: bool = False) -> UnshardHandle | None:
+        """Gather the whole parameters of this module's unit; every rank calls it.
+
+        Args:
+            async_op: only start; the unit's forward, or the returned handle, waits.
+        """
+        if async_op:
+            unit_of(self).gather()
+            return UnshardHandle(unit_of(self))
+        unit_of(self).unshard()
+        return None
 
     def reshard(self) -> None:
         """Free them again."""
-        _unit(self).reshard()
+        unit_of(self).reshard()
 
+    def reset_iter_state(self) -> None:
+        """After an error in forward or backward: forget what was begun, and all gradients."""
+        for unit in self._units(True):
+            unit.reset()
 
-def _unit(module: Any) -> Unit:
-    unit: Unit = module.__dict__["_fsdp_unit"]
-    return unit
+    def set_requires_gradient_sync(
+        self, requires_gradient_sync: bool, *, recurse: bool = True
+    ) -> None:
+        """Set whether backward averages gradients, or adds them up on each rank until it does.
 
+        Without it each rank holds whole gradients.
 
-def units_of(module: Module) -> Iterator[Unit]:
-    """The units in a module, its own included."""
-    for part in module.modules():
-        if "_fsdp_unit" in part.__dict__:
-            yield _unit(part)
+        Args:
+            requires_gradient_sync: whether it does.
+            recurse: also for the units inside this one.
+        """
+        for unit in self._units(recurse):
+            unit.syncs = requires_gradient_sync
+
+    def set_is_last_backward(self, is_last_backward: bool) -> None:
+        """Kept for torch's sake: every backward finishes its reductions."""
+
+    def set_reshard_after_forward(self, reshard_after_forward: bool, recurse: bool = True) -> None:
+        """Change the option of ``fully_shard``, by default also in the units inside."""
+        for unit in self._units(recurse):
+            unit.reshard_after_forward = reshard_after_forward
+
+    def set_reshard_after_backward(
+        self, reshard_after_backward: bool, *, recurse: bool = True
+    ) -> None:
+        """Set whether whole parameters are freed after backward, or kept until they change."""
+        for unit in self._units(recurse):
+            unit.reshard_after_backward = reshard_after_backward
+
+    def set_unshard_in_backward(self, unshard_in_backward: bool) -> None:
+        """Set whether backward needs this unit's parameters; an embedding's does not."""
+        unit_of(self).unshard_in_backward = unshard_in_backward
+
+    def set_modules_to_forward_prefetch(self, modules: Sequence["FSDPModule"]) -> None:
+        """Have this module's forward start to gather those modules' parameters too."""
+        unit_of(self).prefetch_forward = [unit_of(module) for module in modules]
+
+    def set_modules_to_backward_prefetch(self, modules: Sequence["FSDPModule"]) -> None:
+        """Have this module's backward start to gather those modules' parameters too."""
+        unit_of(self).prefetch_backward = [unit_of(module) for module in modules]
+
+    def set_gradient_divide_factor(self, factor: float) -> None:
+        """Have gradients summed over the ranks divided by this, not by the number of ranks."""
+        unit_of(self).divisor = factor
+
+    def set_reduce_scatter_unused_params(
+        self, reduce_scatter_unused_params: bool, *, recurse: bool = True
+    ) -> None:
+        """Set whether parameters without a gradient send zeros, as other ranks may have one.
+
+        These ranks must still send their gradients in the same order: use it where each rank leaves
+        out parameters that no other rank sends in between.
+        """
+        for unit in self._units(recurse):
+            unit.sends_unused = reduce_scatter_unused_params
+
+    def _units(self, recurse: bool) -> Iterable[Unit]:
+        own = unit_of(self)
+        return units_in(own.modules) if recurse else [own]
+
+    def __deepcopy__(self, memo: Any) -> NoReturn:
+        raise ArgumentError(
+            f"deepcopy: this {type(self).__name__} is divided among the ranks; copy the module "
+            "before fully_shard, or its state_dict"
+        )
 
 
 def fully_shard(
-    module: Module, *, process_group: Group = None, reshard_after_forward: bool = True
-) -> Module:
+    module: Module | list[Module],
+    *,
+    mesh: ProcessGroup | None = None,
+    reshard_after_forward: bool | None = None,
+    mp_policy: MixedPrecisionPolicy = MixedPrecisionPolicy(),
+    offload_policy: OffloadPolicy = OffloadPolicy(),
+    ignored_params: set[Parameter] | None = None,
+) -> Any:
     """Divide a module's parameters, their gradients and so the optimizer's state among the ranks.
 
     Give it the blocks of a model first, then the model, which takes what is left; then make the
@@ -262,34 +193,129 @@ def fully_shard(
     rows; what is taken from a whole parameter inside a forward must not be used after it. Gradients
     are averaged over the ranks. All ranks must call the units in the same order.
 
+    An optimizer sees rows, which is all the same to elementwise ones (all of ``tensorlib.optim``).
+    One that needs the norm of a whole parameter gets it from ``p.sharding.norm``.
+
     Args:
-        module: the module, equal on all ranks; rank 0's parameters are taken.
-        process_group: the ranks; None: all.
+        module: the module, equal on all ranks, or several that make one unit; rank 0's parameters
+            and buffers are taken.
+        mesh: the ranks, a process group; None: all.
         reshard_after_forward: free the whole parameters between forward and backward (ZeRO stage
-            3); False keeps them until backward has used them (stage 2), and saves a gathering.
+            3); False keeps them until backward has used them (stage 2), and saves a gathering;
+            None: True, but for the outermost unit.
+        mp_policy: the dtypes to compute and average in.
+        offload_policy: where rows live: on the CPU.
+        ignored_params: parameters to leave whole; their gradients are not averaged.
 
     Returns:
         The module; its class has gained the methods of ``FSDPModule``.
 
     Raises:
-        ArgumentError: the module is a unit already.
+        ArgumentError: the module is a unit already, has no forward, or shares a parameter with
+            another unit; an option is not supported.
     """
-    group = member(process_group, "fully_shard")
-    if group is None:
-        raise ArgumentError("fully_shard: this rank is not in process_group")
-    if "_fsdp_unit" in module.__dict__:
-        raise ArgumentError(f"fully_shard: this {type(module).__name__} is a unit already")
-    communicator = group.communicator
-    inner = {p for unit in units_of(module) for p in unit.by_parameter}
+    modules = module if isinstance(module, list) else [module]
+    communicator = _communicator(mesh)
+    _check_options(reshard_after_forward, mp_policy, offload_policy)
+    for one in modules:
+        _check_module(one)
+    ignored = set(ignored_params or ())
+    inner = list(units_in(modules))
+    named = _own_parameters(modules, inner, ignored)
+    tensors = [*named, *(b for one in modules for b in one.buffers())]
     works = [
-        communicator.broadcast(p._array, 0, "fully_shard")
-        for p in module.parameters()
-        if p not in inner
+        communicator.broadcast(raw(t, "fully_shard", communicator), 0, "fully_shard")
+        for t in tensors
     ]
     for work in works:
         work.wait()
-    unit = Unit(module, Sharding(communicator), reshard_after_forward)
-    module.__dict__["_fsdp_unit"] = unit
-    kind = type(module)
-    module.__class__ = type(f"FSDP{kind.__name__}", (FSDPModule, kind), {})
+    unit = Unit(modules, communicator, named, mp_policy, reshard_after_forward)
+    for other in inner:
+        other.is_root = False
+    for one in modules:
+        one.__dict__["_fsdp_unit"] = unit
+        kind = type(one)
+        one.__class__ = type(f"FSDP{kind.__name__}", (FSDPModule, kind), {})
     return module
+
+
+def register_fsdp_forward_method(module: Module, method_name: str) -> None:
+    """Have another method of a unit's module gather and free as ``forward`` does.
+
+    Args:
+        module: the module; nothing happens if it is no unit.
+        method_name: the method.
+    """
+    if not isinstance(module, FSDPModule):
+        return
+    unit, method = unit_of(module), getattr(module, method_name)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = unit.before_forward(module, args, kwargs) or (args, kwargs)
+        output = None
+        try:
+            output = method(*args, **kwargs)
+        finally:
+            output = unit.after_forward(module, args, kwargs, output)
+        return output
+
+    module.__dict__[method_name] = call
+
+
+def _communicator(mesh: Any) -> Communicator:
+    if mesh is not None and not isinstance(mesh, ProcessGroup | int):
+        raise ArgumentTypeError(
+            f"fully_shard: mesh is a {type(mesh).__name__}; pass a process group of new_group(), "
+            "or None for all ranks"
+        )
+    group = member(mesh, "fully_shard")
+    if group is None:
+        raise ArgumentError("fully_shard: this rank is not in the process group given as mesh")
+    return group.communicator
+
+
+def _check_options(reshard: Any, policy: Any, offload: Any) -> None:
+    if not (reshard is None or isinstance(reshard, bool)):
+        raise ArgumentError(
+            f"fully_shard: got reshard_after_forward={reshard!r}; parameters are divided among all "
+            "ranks or whole: pass True, False or None"
+        )
+    expected = ((policy, MixedPrecisionPolicy), (offload, OffloadPolicy))
+    for given, kind in expected:
+        if not isinstance(given, kind):
+            raise ArgumentTypeError(
+                f"fully_shard: expected a {kind.__name__}, got {type(given).__name__}"
+            )
+
+
+def _check_module(module: Module) -> None:
+    name = type(module).__name__
+    if "_fsdp_unit" in module.__dict__:
+        raise ArgumentError(f"fully_shard: this {name} is a unit already")
+    if type(module).forward is Module.forward:
+        raise ArgumentError(
+            f"fully_shard: {name} has no forward, before which parameters could be gathered; give "
+            "it the modules inside"
+        )
+
+
+def _own_parameters(
+    modules: list[Module], inner: list[Unit], ignored: set[Parameter]
+) -> dict[Parameter, str]:
+    """The parameters, and their names, of some modules that no unit inside them has."""
+    taken = {p for unit in inner for p in unit.by_parameter}
+    inside = {part for unit in inner for one in unit.modules for part in one.modules()}
+    named: dict[Parameter, str] = {}
+    for one in modules:
+        for path, part in one.named_modules():
+            for name, p in part.named_parameters(path, recurse=False):
+                if p in ignored or (p in taken and part in inside):
+                    continue
+                if isinstance(p, ShardedParameter):
+                    raise ArgumentError(
+                        f"fully_shard: {name} also belongs to another unit; modules that share a "
+                        "parameter must be in one: fully_shard([a, b]), or leave both to the "
+                        "module around them"
+                    )
+                named.setdefault(p, name)
+    return named
