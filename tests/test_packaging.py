@@ -63,8 +63,9 @@ def source_modules(checkout: Path) -> set[str]:
     names = set()
     for top in SOURCES:
         prefix = "" if top == "tensorlib" else "tensorlib/"
-        for path in (checkout / top).rglob("*.py"):
-            names.add(prefix + path.relative_to(checkout).as_posix())
+        for path in (checkout / top).rglob("*"):
+            if path.suffix in (".py", ".cu", ".cuh"):
+                names.add(prefix + path.relative_to(checkout).as_posix())
     return names
 
 

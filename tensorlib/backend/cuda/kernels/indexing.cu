@@ -1,0 +1,69 @@
+// Gathering along a dimension, and its adjoint, which adds. Arrays are (outer, n, inner).
+#include "common.cuh"
+
+typedef TYPE_0 T;
+typedef Acc<T>::type A;
+
+__device__ inline i64 inside(i64 place, i64 n) { return place < 0 ? place + n : place; }
+
+// values[o][j] = table[o][index[j]], elements side by side along inner.
+KERNEL take(const T* table, const i64* index, T* values, i64 outer, i64 n, i64 count, i64 inner) {
+    i64 total = outer * count * inner;
+    if (inner % Pack<T>::size == 0 && aligned(table) && aligned(values)) {
+        i64 packs = inner / Pack<T>::size;
+        for (i64 i = thread_index(); i < total / Pack<T>::size; i += thread_count()) {
+            i64 row = i / packs, j = row % count, o = row / count;
+            i64 from = (o * n + inside(index[j], n)) * packs + i % packs;
+            store_pack(values + i * Pack<T>::size, load_pack(table + from * Pack<T>::size));
+        }
+        return;
+    }
+    for (i64 i = thread_index(); i < total; i += thread_count()) {
+        i64 row = i / inner, j = row % count, o = row / count;
+        values[i] = table[(o * n + inside(index[j], n)) * inner + i % inner];
+    }
+}
+
+// sums[o][index[j]] += values[o][j], in whatever order.
+KERNEL add_atomic(A* sums, const i64* index, const T* values, i64 outer, i64 n, i64 count,
+                  i64 inner) {
+    for (i64 i = thread_index(); i < outer * count * inner; i += thread_count()) {
+        i64 row = i / inner, j = row % count, o = row / count;
+        atomicAdd(sums + (o * n + inside(index[j], n)) * inner + i % inner, widen(values[i]));
+    }
+}
+
+// The same in the index's order. `keys` are place · count + j, sorted: equal places are neighbours,
+// and the first of them adds them all.
+KERNEL add_sorted(T* out, const i64* keys, const T* values, i64 outer, i64 n, i64 count,
+                  i64 inner) {
+    for (i64 i = thread_index(); i < outer * count * inner; i += thread_count()) {
+        i64 at = i / inner % count, o = i / inner / count, place = keys[at] / count;
+        if (at > 0 && keys[at - 1] / count == place) continue;
+        T* to = out + (o * n + place) * inner + i % inner;
+        A sum = widen(*to);
+        for (i64 k = at; k < count && keys[k] / count == place; k++)
+            sum += widen(values[(o * count + keys[k] % count) * inner + i % inner]);
+        narrow(sum, *to);
+    }
+}
+
+KERNEL sort_keys(const i64* index, i64* keys, i64 n, i64 count) {
+    for (i64 j = thread_index(); j < count; j += thread_count())
+        keys[j] = inside(index[j], n) * count + j;
+}
+
+// out += sums, rounded once.
+KERNEL add_rounded(T* out, const A* sums, i64 size) {
+    for (i64 i = thread_index(); i < size; i += thread_count())
+        narrow(widen(out[i]) + sums[i], out[i]);
+}
+
+// values[o][j][i] = table[o][index[o][j][i]][i].
+KERNEL gather(const T* table, const i64* index, T* values, i64 outer, i64 n, i64 count,
+              i64 inner) {
+    for (i64 i = thread_index(); i < outer * count * inner; i += thread_count()) {
+        i64 o = i / inner / count;
+        values[i] = table[(o * n + inside(index[i], n)) * inner + i % inner];
+    }
+}

@@ -1,0 +1,146 @@
+"""Sums over any dimensions: neighbouring ones are joined, and rows or columns summed in turn.
+
+::
+
+    (N, C, H, W) over (0, 2, 3)  =  (N, C, P) over P: rows  →  (N, C) over N: columns  →  (C)
+
+How a sum is split depends on shapes alone, so that its bits are the same in every run.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+from .. import launch
+from .arrays import DOUBLE, SINGLE, contiguous
+
+Shape = tuple[int, ...]
+_PART = 1 << 14  # elements of a row from which on several blocks share it
+_BLOCKS = 1 << 10  # blocks that fill a large GPU
+
+
+class Split(NamedTuple):
+    """How many parts a sum has, and how long each is; the last may be shorter."""
+
+    parts: int
+    length: int
+
+
+def split(n: int, others: int, least: int) -> Split:
+    """The parts of a sum over `n` of which `others` run beside it, each of `least` at least."""
+    parts = max(1, min(-(-n // least), -(-_BLOCKS // max(1, others))))
+    length = max(1, -(-n // parts))
+    return Split(max(1, -(-n // length)), length)
+
+
+def column_threads(n: int) -> tuple[int, int]:
+    """Threads of a block over columns of `n` rows: columns side by side, threads of a column."""
+    return (32, 8) if n >= 32 else (128, 1)
+
+
+def columns(outer: int, n: int, inner: int) -> launch.Grid:
+    """A grid whose blocks take columns of (outer, n, inner)."""
+    threads = column_threads(n)
+    return launch.items(outer * -(-inner // threads[0]), threads)
+
+
+@functools.lru_cache(maxsize=4096)
+def steps_of(shape: Shape, dim: Shape, keepdim: bool) -> tuple[Shape, list[Shape]]:
+    """The result's shape and the steps (outer, n, inner), each a sum over n, the last one first."""
+    reduced = {d % len(shape) for d in dim}
+    groups: list[tuple[int, bool]] = []
+    for d, n in enumerate(shape):
+        if n == 1:
+            continue
+        if groups and groups[-1][1] == (d in reduced):
+            groups[-1] = (groups[-1][0] * n, groups[-1][1])
+        else:
+            groups.append((n, d in reduced))
+    steps: list[Shape] = []
+    inner = 1
+    for i in range(len(groups) - 1, -1, -1):
+        n, is_reduced = groups[i]
+        if is_reduced:
+            steps.append((math.prod([m for m, _ in groups[:i]]), n, inner))
+        else:
+            inner *= n
+    left = [1 if d in reduced else n for d, n in enumerate(shape) if keepdim or d not in reduced]
+    return tuple(left), steps
+
+
+def _wide(x: Any, dtype: Any, square: bool) -> Any:
+    """What a sum is made in: double precision if one of the types is, or for squares."""
+    return DOUBLE if square or DOUBLE in (x.dtype, dtype) else SINGLE
+
+
+def row_sums(x: Any, count: int, n: int, dtype: Any, square: bool, root: bool) -> Any:
+    """The sums of `count` contiguous rows of `n`, as a vector of `dtype`."""
+    parts, length = split(n, count, _PART)
+    xp, middle = launch.runner().xp, _wide(x, dtype, square)
+    out = xp.empty(count * parts, middle if parts > 1 else dtype)
+    grid = launch.rows(count * parts, length)
+    last = parts == 1
+    types = (x.dtype, out.dtype, middle)
+    launch.start("reduction", "sum_rows", types, grid, x, out, count, n, parts, length,
+                 int(square), int(root and last))  # fmt: skip
+    return out if last else row_sums(out, count, parts, dtype, False, root)
+
+
+def column_sums(
+    x: Any, outer: int, n: int, inner: int, dtype: Any, square: bool = False, root: bool = False
+) -> Any:
+    """Contiguous (outer, n, inner) summed over n, as (outer · inner) of `dtype`."""
+    middle = _wide(x, dtype, square)
+    fold = math.gcd(n, 32 // inner if inner <= 16 else 1)
+    fold = 1 << (fold.bit_length() - 1) if fold & (fold - 1) else fold
+    if fold > 1 and n > 64 and n % fold == 0:  # several rows side by side fill a warp
+        x = column_sums(x, outer, n // fold, fold * inner, middle, square)
+        return column_sums(x, outer, fold, inner, dtype, False, root)
+    parts, length = split(n, outer * -(-inner // 32), 64)
+    xp, last = launch.runner().xp, parts == 1
+    out = xp.empty(outer * parts * inner, dtype if last else middle)
+    grid = columns(outer * parts, length, inner)
+    types = (x.dtype, out.dtype, middle)
+    launch.start("reduction", "sum_columns", types, grid, x, out, outer, n, inner, parts, length,
+                 int(square), int(root and last))  # fmt: skip
+    return out if last else column_sums(out, outer, parts, inner, dtype, False, root)
+
+
+def _reduce(x: Any, dim: Shape | None, keepdim: bool, square: bool, root: bool) -> Any:
+    """Σ x or Σ x² over dimensions, or its root, in the dtype of x."""
+    xp, wide = launch.runner().xp, _wide(x, x.dtype, square)
+    dim = tuple(range(x.ndim)) if dim is None else dim
+    left, steps = steps_of(x.shape, tuple(dim), keepdim)
+    if not x.size:
+        return xp.zeros(left, x.dtype)
+    x = contiguous(x)
+    dtype = x.dtype
+    if not steps:
+        return (xp.abs(x) if square else x.copy()).reshape(left)
+    for i, (outer, n, inner) in enumerate(steps):
+        last, first = i == len(steps) - 1, i == 0
+        to = dtype if last else wide
+        if inner == 1:
+            x = row_sums(x, outer, n, to, square and first, root and last)
+        else:
+            x = column_sums(x, outer, n, inner, to, square and first, root and last)
+    return x.reshape(left)
+
+
+def sum(x: Any, dim: Shape | None, keepdim: bool) -> Any:
+    """The sum over dimensions (None for all), in the dtype of x."""
+    if x.size and 0 in x.strides and not x.flags.c_contiguous:  # expanded: fewer elements to read
+        dim = tuple(range(x.ndim)) if dim is None else dim
+        repeated = [d for d in {d % x.ndim for d in dim} if x.strides[d] == 0 < x.shape[d] - 1]
+        if repeated:
+            times = math.prod([x.shape[d] for d in repeated])
+            once = x[tuple([slice(0, 1 if d in repeated else None) for d in range(x.ndim)])]
+            return sum(once, dim, keepdim) * x.dtype.type(times)
+    return _reduce(x, dim, keepdim, False, False)
+
+
+def norm2(x: Any, dim: Shape | None, keepdim: bool) -> Any:
+    """√Σ x² over dimensions (None for all), in the dtype of x."""
+    return _reduce(x, dim, keepdim, True, True)

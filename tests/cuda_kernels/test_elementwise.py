@@ -1,0 +1,134 @@
+"""Activations, arithmetic, choice, conversion: the kernels' source against the CPU's functions."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from scipy import special
+
+import tensorlib.backend.kernels.activation as cpu
+from tensorlib.backend.cuda import fused
+from tensorlib.backend.cuda.kernels import elementwise
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+FLOATS = [np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), BFLOAT16]
+TOLERANCE = {"float32": 2e-6, "float64": 1e-13, "float16": 1e-3, "bfloat16": 8e-3}
+NUMBERS = {
+    "leaky_relu": (0.1,), "hardtanh": (-1.0, 1.5), "elu": (1.2, 1.1, 0.9), "softplus": (2.0, 3.0)
+}  # fmt: skip
+SPECIAL = [0.0, -0.0, np.inf, -np.inf, np.nan, 3.0, -3.0]
+
+
+def close(found, expected, dtype, factor=1.0):
+    tolerance = TOLERANCE[np.dtype(dtype).name] * factor
+    found, expected = (np.asarray(a).astype(np.float64) for a in (found, expected))
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("name", elementwise.ACTIVATIONS)
+def test_activations(emulator, name, dtype):
+    function = elementwise.ACTIVATIONS[name]
+    numbers = NUMBERS.get(name.removesuffix("_back"), ())
+    x = np.concatenate([np.linspace(-6, 6, 290), SPECIAL]).astype(dtype)
+    arrays = [np.linspace(2, -1, x.size).astype(dtype), x][2 - function.arrays :]
+    expected = getattr(cpu, name)(*[a.astype(np.float64) for a in arrays], *numbers)
+    with np.errstate(over="ignore"):
+        expected = expected.astype(dtype)
+    close(function(*arrays, *numbers), expected, dtype, 2)
+
+
+def test_gelu_has_the_values_of_scipy(emulator):
+    x = np.linspace(-4, 4, 101, dtype=np.float32)
+    close(elementwise.ACTIVATIONS["gelu"](x), x * special.ndtr(x), np.float32)
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 5, 1023, 70_001])
+@pytest.mark.parametrize("start", [0, 1])
+def test_every_element_is_written_whatever_the_size_and_alignment(emulator, size, start):
+    x = emulator.xp.empty(size + start, np.float32)[start:]
+    x[...] = np.arange(size) - size // 2
+    np.testing.assert_array_equal(elementwise.ACTIVATIONS["relu"](x), np.maximum(x, 0))
+
+
+def test_layouts(emulator):
+    relu, back = (elementwise.ACTIVATIONS[n] for n in ("relu", "relu_back"))
+    x = np.random.standard_normal((4, 5, 6)).astype(np.float32)
+    for view in (x.T, x.transpose(1, 0, 2), x[:, ::2], np.broadcast_to(x[:, :1], x.shape)):
+        np.testing.assert_array_equal(relu(view), np.maximum(view, 0))
+        g = np.broadcast_to(np.float32(2), view.shape)
+        np.testing.assert_array_equal(back(g, view), np.where(view > 0, 2, 0))
+    assert relu(x.T).strides == x.T.strides  # a dense array is walked in its own order
+    out = np.empty_like(x)
+    assert relu(x.copy(), out=out) is out
+    np.testing.assert_array_equal(out, np.maximum(x, 0))
+
+
+SHAPES = [
+    ((6, 40), (6, 40)), ((6, 40), (40,)), ((6, 40), (6, 1)), ((6, 40), ()), ((3, 4, 5), (4, 1)),
+    ((3, 4, 8), (1, 4, 8)), ((3, 4, 5), (3, 1, 5)), ((40,), (6, 40)), ((0, 4), (4,)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("name", ["add", "subtract", "multiply", "true_divide"])
+def test_arithmetic(emulator, name, dtype):
+    for shapes in SHAPES:
+        x, y = (np.asarray(np.random.random(s) + 0.5, dtype) for s in shapes)
+        wide = getattr(np, name)(x.astype(np.float64), y.astype(np.float64))
+        close(elementwise.arithmetic(name, x, y, None), wide.astype(dtype), dtype)
+    x = (np.random.random((5, 7)) + 0.5).astype(dtype)
+    for a, b in ((x, 1.5), (1.5, x), (x.T, 2)):
+        wide = getattr(np, name)(*(v if np.isscalar(v) else v.astype(np.float64) for v in (a, b)))
+        close(elementwise.arithmetic(name, a, b, None), wide.astype(dtype), dtype)
+    out = np.empty_like(x)
+    assert elementwise.arithmetic(name, x, x, out) is out
+    close(out, getattr(np, name)(x.astype(np.float64), x.astype(np.float64)), dtype)
+
+
+def test_which_vectors_broadcast():
+    assert elementwise.vector((2, 3, 4), (3, 4)) == (1, 12)
+    assert elementwise.vector((2, 3, 4), (3, 1)) == (4, 3)
+    assert elementwise.vector((2, 3, 4), (1, 1)) == (24, 1)
+    assert elementwise.vector((2, 3, 4), (2, 1, 4)) is None
+    assert elementwise.vector((3,), (2, 3)) is None
+    assert elementwise.vector((1 << 20, 1 << 13), (1 << 13,)) == (1, 1 << 13)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_choice(emulator, dtype):
+    x, y = (np.random.standard_normal((9, 37)).astype(dtype) for _ in range(2))
+    x[0, 0] = np.nan
+    keep = np.random.random((9, 37)) > 0.5
+    for a, k in ((x, keep), (x.T, keep.T), (x[:, 1:], keep[:, 1:])):
+        found = elementwise.mask(a, k)
+        np.testing.assert_array_equal(found.astype(float), np.where(k, a.astype(float), 0))
+    for a, b in ((x, y), (x, y[1, 1]), (x[1, 1], y)):
+        found = elementwise.select(keep, np.asarray(a), np.asarray(b))
+        np.testing.assert_array_equal(found.astype(float), np.where(keep, a, b).astype(float))
+    scaled = elementwise.scale_kept(x, keep, 1.25)
+    expected = (x.astype(np.float64) * np.where(keep, 1.25, 0)).astype(dtype)
+    close(scaled, expected, dtype)
+    assert np.isnan(scaled[0, 0])
+
+
+@pytest.mark.parametrize("before", FLOATS, ids=str)
+@pytest.mark.parametrize("after", FLOATS, ids=str)
+def test_convert(emulator, before, after):
+    values = [0.1, 1e30, -1e-30, 65519.0, 65520.0, 6e-8, 1 + 2**-8, 1 + 2**-9, *SPECIAL]
+    for n in (1, len(values), 100):
+        with np.errstate(over="ignore"):
+            x = np.resize(values, n).astype(before)
+            expected = x.astype(np.float32 if after != np.float64 else before).astype(after)
+        found = elementwise.convert(x, after)
+        assert found.dtype == after
+        np.testing.assert_array_equal(found.astype(np.float64), expected.astype(np.float64))
+
+
+def test_what_is_found():
+    x, half = np.ones(3, np.float32), np.ones(3, np.float16)
+    assert fused.find("softmax", (x,)) and fused.find("softmax", (half,))
+    assert fused.find("arithmetic", ()) and fused.find("normalize", (half, x, None))
+    assert fused.find("softmax", (x.astype(int),)) is None
+    assert fused.find("softmax_back", (x, half)) is None
+    assert fused.find("normalize", (half, x.astype(np.float64), None)) is None
+    assert fused.find("unknown", (x,)) is None and fused.find("relu", (2.0,)) is None

@@ -1,0 +1,111 @@
+"""Operations and steps on the stand-in for CuPy, with the kernels' source run by the emulator.
+
+So the functions on arrays around the kernels are held to what CuPy has, and to launches without a
+hidden wait. It says nothing about a GPU.
+"""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import tensorlib as tl
+from tensorlib import nn
+from tensorlib.nn import functional as F
+
+
+def both(function, *shapes, dtype=tl.float32):
+    """The function's results and gradients on the CPU in float32, and on the stand-in."""
+    found = []
+    values = [np.random.standard_normal(s).astype(np.float32) for s in shapes]
+    values = [v.astype(ml_dtypes.bfloat16).astype(np.float32) for v in values]  # exact in all types
+    for device in ("cpu", "cuda"):
+        kind = dtype if device == "cuda" else tl.float32
+        inputs = [tl.tensor(v).to(device).to(kind).requires_grad_() for v in values]
+        out = function(*inputs)
+        weight = tl.arange(out.numel()).sin().reshape(out.shape).to(device).to(kind)
+        (out * weight).sum().backward()
+        found.append(
+            [t.detach().to("cpu").float().numpy() for t in (out, *(x.grad for x in inputs))]
+        )
+    return found
+
+
+def names(running):
+    return {name for _, name, *_ in running.launches}
+
+
+CASES = {
+    "add": (lambda x, y: x + y, (300, 70), (70,)),
+    "multiply": (lambda x, y: x * y, (300, 70), (300, 70)),
+    "relu": (F.relu, (40, 50)),
+    "gelu": (F.gelu, (40, 50)),
+    "silu": (F.silu, (40, 50)),
+    "elu": (F.elu, (40, 50)),
+    "softplus": (F.softplus, (40, 50)),
+    "mask": (lambda x: F.relu(x).clamp(min=0.5), (40, 50)),
+    "sum_rows": (lambda x: x.sum(1), (80, 50)),
+    "sum_columns": (lambda x: x.sum((0, 2)), (8, 9, 50)),
+    "softmax_rows": (lambda x: tl.softmax(x, -1), (8, 50)),
+    "softmax_columns": (lambda x: tl.log_softmax(x, 1), (8, 9, 50)),
+    "cross_entropy_rows": (lambda x: F.cross_entropy(x, tl.arange(8).to(x.device)), (8, 50)),
+    "mse": (lambda x, y: F.mse_loss(x, y), (8, 50), (8, 50)),
+    "normalize_rows": (lambda x, w, b: F.layer_norm(x, (50,), w, b), (8, 50), (50,), (50,)),
+    "normalize_planes": (
+        lambda x, w, b: F.group_norm(x, 2, w, b), (3, 4, 10, 10), (4,), (4,),
+    ),
+    "column_moments": (
+        lambda x, w, b: F.batch_norm(x, None, None, w, b, True), (30, 4, 3), (4,), (4,),
+    ),
+    "add_atomic": (lambda w: F.embedding(tl.tensor([1, 3, 1, 0]).to(w.device), w), (5, 8)),
+    "attention": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+        (2, 2, 9, 8), (2, 2, 9, 8), (2, 2, 9, 8),
+    ),
+    "convolve": (
+        lambda x, w, b: F.conv2d(x, w, b, 2, 1), (2, 3, 9, 9), (4, 3, 3, 3), (4,),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [tl.float32, tl.bfloat16], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_operations(running, name, dtype):
+    function, *shapes = CASES[name]
+    expected, found = both(function, *shapes, dtype=dtype)
+    assert name in names(running)
+    tolerance = 2e-5 if dtype == tl.float32 else 5e-2
+    for a, b in zip(found, expected, strict=True):
+        scale = max(1.0, float(np.abs(b).max()))
+        np.testing.assert_allclose(a / scale, b / scale, atol=tolerance)
+
+
+def test_random_numbers(running):
+    for draw in (lambda **k: tl.rand(300, **k), lambda **k: tl.randint(0, 99, (300,), **k)):
+        tl.manual_seed(5)
+        expected = draw().numpy()
+        tl.manual_seed(5)
+        np.testing.assert_array_equal(draw(device="cuda").to("cpu").numpy(), expected)
+    assert {"random_uniform", "random_integers"} <= names(running)
+
+
+def test_training_steps(running):
+    def train(device):
+        tl.manual_seed(3)
+        model = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
+            nn.Linear(256, 32), nn.GELU(), nn.Dropout(0.25), nn.LayerNorm(32), nn.Linear(32, 10),
+        ).to(device)  # fmt: skip
+        x, y = tl.randn(12, 1, 8, 8).to(device), tl.randint(0, 10, (12,)).to(device)
+        rule = tl.optim.AdamW(model.parameters(), lr=1e-2)
+        losses = []
+        for _ in range(3):
+            rule.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            rule.step()
+            losses.append(loss.detach())
+        return [float(v.to("cpu")) for v in losses]
+
+    np.testing.assert_allclose(train("cuda"), train("cpu"), rtol=2e-4)
+    assert {"adam", "square_chunks", "scale_chunks", "dropout"} <= names(running)
