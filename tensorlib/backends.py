@@ -1,11 +1,14 @@
 """torch's switches for the libraries under it, as the opening lines of many scripts set them.
 
-There is no cuDNN, no MKL, no OpenMP and no Metal here: `cudnn` and `cuda.matmul` hold what they are
-told and change nothing, and the others are not available. `show_config` says what there is instead.
+`cudnn` and `cuda.matmul` say what NVIDIA's libraries may do on the GPU. There is no MKL, no OpenMP
+and no Metal here: those are not available. `show_config` says what the CPU runs on.
 """
 
 from types import SimpleNamespace
 
+from .backend.cuda.settings import CUDNN as cudnn  # noqa: F401 (scripts set it)
+from .backend.cuda.settings import MATMUL as _matmul
+from .backend.cuda_backend import is_available as _has_gpu
 from .config import cpu_capability
 
 
@@ -14,8 +17,7 @@ def _never() -> bool:
     return False
 
 
-cudnn = SimpleNamespace(enabled=False, benchmark=False, deterministic=True, is_available=_never)
-cuda = SimpleNamespace(matmul=SimpleNamespace(allow_tf32=False), is_built=_never)
+cuda = SimpleNamespace(matmul=_matmul, is_built=_has_gpu)
 mps = SimpleNamespace(is_available=_never, is_built=_never)
 mkl = SimpleNamespace(is_available=_never)
 mkldnn = SimpleNamespace(enabled=False, is_available=_never)

@@ -7,8 +7,10 @@ used, on every device alike.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,7 @@ class Generator:
         self.device = device_type(device)
         self._seed = _DEFAULT_SEED
         self._offset = 0
+        self._state: Any = None  # while a CUDA graph is captured: where it reads seed and position
 
     def manual_seed(self, seed: int) -> Generator:
         """Start the stream of `seed` from its beginning.
@@ -81,7 +84,25 @@ class Generator:
         """Reserve `words` 32-bit words: (seed, first block)."""
         start = self._offset
         self._offset += -(-words // 4)
-        return self._seed, start
+        if self._state is None:
+            return self._seed, start
+        return self._seed, philox.Offset.behind(self._state, start)
+
+    @contextlib.contextmanager
+    def recorded(self, state: Any) -> Iterator[Callable[[], int]]:
+        """Within it, numbers are counted from 0, and lie behind the position that `state` holds.
+
+        Args:
+            state: Two uint64 numbers in the GPU's memory, a seed and a position in blocks.
+
+        Yields:
+            A function that says how many blocks have been drawn.
+        """
+        before, self._offset, self._state = self._offset, 0, state
+        try:
+            yield lambda: self._offset
+        finally:
+            self._offset, self._state = before, None
 
     def clone_state(self) -> Generator:
         """A generator that continues independently from the same position."""
@@ -395,7 +416,7 @@ def bernoulli(input: Any, p: Any = None, *, generator: Any = None, out: Any = No
         ArgumentError: a probability lies outside [0, 1].
     """
     chance = input if p is None else p
-    raw = chance._array if isinstance(chance, TensorBase) else np.asarray(chance)
+    raw = chance._array if isinstance(chance, TensorBase) else np.float64(chance)
     if get_backend(raw).name == "cpu" and raw.size and not (0 <= raw.min() and raw.max() <= 1):
         raise ArgumentError("bernoulli: probabilities must lie between 0 and 1")
     drawn = uniforms(input, generator)._array < raw

@@ -11,10 +11,30 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..errors import GraphCaptureError
+
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _LOW = 0xFFFFFFFF
 _CHUNK = 1 << 14  # blocks worked on at a time, so that the temporaries stay in cache
+
+
+class Offset(int):
+    """A place in a stream that is counted from a number in the GPU's memory.
+
+    A CUDA graph draws other numbers in every replay: its kernels read the seed and the first block
+    from `state`, two uint64 numbers, and add this offset to the latter. The number itself counts
+    from the beginning of the capture.
+    """
+
+    state: Any
+
+    @classmethod
+    def behind(cls, state: Any, blocks: int) -> Offset:
+        """The place so many blocks behind what `state` holds."""
+        offset = cls(blocks)
+        offset.state = state
+        return offset
 
 
 def rounds(xp: Any, counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> Any:
@@ -41,6 +61,11 @@ def _blocks(xp: Any, seed: int, first: int, count: int) -> Any:
 
 def words(xp: Any, seed: int, offset: int, count: int) -> Any:
     """`count` random uint32 words of stream `seed`, starting with block `offset`."""
+    if isinstance(offset, Offset):
+        raise GraphCaptureError(
+            "cuda.graph: these random numbers are drawn by array expressions, which a graph would "
+            "repeat; draw them before the captured step"
+        )
     blocks = -(-count // 4)
     out = xp.empty((blocks, 4), xp.uint32)
     for start in range(0, blocks, _CHUNK):

@@ -43,7 +43,7 @@ class Adadelta(Optimizer):
             eps: Added under both square roots.
             weight_decay: L2 penalty.
             foreach: Accepted; there is one implementation.
-            capturable: Accepted; changes nothing.
+            capturable: Counts steps in the GPU's memory, as captured steps must.
             maximize: Ascends instead.
             differentiable: Must be False.
 

@@ -51,7 +51,7 @@ class Adam(Optimizer):
             amsgrad: Never lets the denominator shrink.
             foreach: Accepted; there is one implementation.
             maximize: Ascends instead.
-            capturable: Accepted; changes nothing.
+            capturable: Counts steps in the GPU's memory, as captured steps must.
             differentiable: Must be False.
             fused: Accepted; there is one implementation.
             decoupled_weight_decay: Decays the weights themselves, as AdamW does.

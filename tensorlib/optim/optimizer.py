@@ -36,7 +36,7 @@ import numpy as np
 
 from tensorlib.autograd import enable_grad
 from tensorlib.autograd.core import wrap
-from tensorlib.backend import get_backend
+from tensorlib.backend import at, get_backend
 from tensorlib.errors import ArgumentError, ArgumentTypeError
 from tensorlib.tensor import Tensor
 from tensorlib.utils.hooks import HookDict, RemovableHandle, register
@@ -67,8 +67,9 @@ def require(holds: bool, option: str, value: Any, expected: str) -> None:
 def require_supported(group: Group) -> None:
     """Rejects the combinations of implementation options that have no meaning.
 
-    ``foreach``, ``fused`` and ``capturable`` choose among several implementations in PyTorch.
-    There is one here, so they are accepted, kept in the group and change nothing.
+    ``foreach`` and ``fused`` choose among several implementations in PyTorch. There is one here, so
+    they are accepted, kept in the group and change nothing. ``capturable`` counts steps in the
+    GPU's memory, which a step needs that is captured in a CUDA graph.
 
     Raises:
         ArgumentError: ``differentiable=True``, or ``fused`` and ``foreach`` at once.
@@ -137,6 +138,7 @@ class Optimizer:
     """
 
     counts_steps = True  # whether the state has a counter "step", as PyTorch's has
+    skip_if: Array = None  # a number in a GPU's memory: unless it is 0, a step changes nothing
 
     def __init__(self, params: Params, defaults: Mapping[str, Any]) -> None:
         """Builds the groups.
@@ -239,20 +241,43 @@ class Optimizer:
                 loss = closure()
         for group in self.param_groups:
             members = [p for p in group["params"] if p.grad is not None]
-            for p in self._update_at_once(members, group):
-                self._update_parameter(p, group)
+            rest = self._update_at_once(members, group)
+            flag = self.skip_if
+            if rest and flag is not None and get_backend(flag).to_host(flag):
+                continue
+            for p in rest:
+                with at(p._array):
+                    self._update_parameter(p, group)
         return loss
+
+    def skips(self, flag: Array) -> bool:
+        """Whether a step can look at `flag`, in a GPU's memory, without the host waiting for it."""
+        if get_backend(flag).name != "cuda":
+            return False
+        return all(
+            self.fused(group) is not None
+            and get_backend(p._array).kernel("optimize", p._array) is not None
+            for group in self.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        )
 
     def _state_of(self, p: Tensor, group: Group) -> dict[str, Any]:
         """The state of a parameter, created at its first use; empty if it needs none."""
         state = self.state.get(p)
         if state:
             return state
-        state = {"step": wrap(np.zeros((), np.float32))} if self.counts_steps else {}
-        for name, array in self.init_state(p._array, group).items():
-            state[name] = wrap(array)
+        state = self._first_state(p, group)
         if state:
             self.state[p] = state
+        return state
+
+    def _first_state(self, p: Tensor, group: Group) -> dict[str, Any]:
+        """The state that a parameter begins with."""
+        state = {"step": wrap(np.zeros((), np.float32))} if self.counts_steps else {}
+        with at(p._array):
+            for name, array in self.init_state(p._array, group).items():
+                state[name] = wrap(array)
         return state
 
     def _update_at_once(self, members: list[Tensor], group: Group) -> list[Tensor]:
@@ -260,7 +285,12 @@ class Optimizer:
         fused = self.fused(group)
         if fused is None:
             return members
-        rule, names, options = fused
+        rule, names, _ = fused
+
+        def options_of() -> list[float]:  # of the group as it is when a step runs
+            now = self.fused(group)
+            return now[2] if now else []
+
         counted = self.counts_steps
         rest: list[Tensor] = []
         if names and not counted:  # the update that creates such a state is a special one
@@ -268,22 +298,42 @@ class Optimizer:
             members = [p for p in members if self.state.get(p)] if rest else members
         kept = [*names, "step"] if counted else names
         for array in {p._array.dtype: p._array for p in members}.values():
-            optimize = get_backend(array).kernel("optimize", array)
+            b = get_backend(array)
+            optimize = b.kernel("optimize", array)
             if optimize is None:
                 continue
-            rows: list[Array] = []
-            for p in members:
-                rows += (p._array, p.grad._array)
-                if kept:
-                    state = self.state.get(p) or self._state_of(p, group)
-                    rows += [state[name]._array for name in kept]
-            refused = optimize(rule, array.dtype, rows, len(names) + 2, counted, options)
+            if counted and b.name != "cpu":
+                self._place_counters(members, group)
+            rows = self._rows(members, group, kept)
+            more = {} if self.skip_if is None else {"found": self.skip_if}
+            options = b.live(options_of)
+            refused = optimize(rule, array.dtype, rows, len(names) + 2, counted, options, **more)
             left = set(refused)
             for i, p in enumerate(members):
                 if i not in left:
                     p._bump()
             members = [members[i] for i in refused]
         return rest + members
+
+    def _rows(self, members: list[Tensor], group: Group, kept: Iterable[str]) -> list[Array]:
+        """For the kernel: each parameter, its gradient and its state, one after the other."""
+        rows: list[Array] = []
+        for p in members:
+            rows += (p._array, p.grad._array)
+            if kept:
+                state = self.state.get(p) or self._state_of(p, group)
+                rows += [state[name]._array for name in kept]
+        return rows
+
+    def _place_counters(self, members: list[Tensor], group: Group) -> None:
+        """Count steps in the GPU's memory where the host does not see each; else on the host."""
+        for p in members:
+            state = self.state.get(p) or self._state_of(p, group)
+            on_host = isinstance(state["step"]._array, np.ndarray)
+            if on_host and (group.get("capturable") or self.skip_if is not None):
+                state["step"] = state["step"].to(p.device)
+            elif on_host:
+                get_backend(p._array).refuse("a count of steps on the host (set capturable=True)")
 
     def _update_parameter(self, p: Tensor, group: Group) -> None:
         step = int(p not in self.state)
@@ -371,7 +421,8 @@ class Optimizer:
 
         Returns:
             ``{"state": {i: {name: Tensor}}, "param_groups": [{option: value, "params": [i]}]}``,
-            where the i number the parameters through all groups. Tensors are not copied.
+            where the i number the parameters through all groups. Tensors are not copied. Those of
+            a parameter that ranks divide among them know which rows they are.
         """
         for hook in self._state_dict_pre_hooks.values():
             hook(self)
@@ -382,7 +433,10 @@ class Optimizer:
             for group in self.param_groups
         ]
         result: dict[str, Any] = {
-            "state": {number.get(id(p), p): state for p, state in self.state.items()},
+            "state": {
+                number.get(id(p), p): p.mark(state) if hasattr(p, "mark") else state
+                for p, state in self.state.items()
+            },
             "param_groups": groups,
         }
         for hook in self._state_dict_post_hooks.values():
@@ -393,7 +447,8 @@ class Optimizer:
         """Takes over a state: copies it, cast to each parameter's dtype and device.
 
         Args:
-            state_dict: What ``state_dict`` returned, for parameters in the same order.
+            state_dict: What ``state_dict`` returned, for parameters in the same order; of
+                parameters that ranks divide among them, whole or divided.
 
         Raises:
             ArgumentError: The groups differ in number or size.
@@ -418,7 +473,8 @@ class Optimizer:
             if p is None:
                 self.state[number] = deepcopy(values)
             else:
-                self.state[p] = {name: _like(p, name, v) for name, v in values.items()}
+                own = p.cut(values) if hasattr(p, "cut") else values
+                self.state[p] = {name: _like(p, name, v) for name, v in own.items()}
         for group, saved in zip(self.param_groups, loaded["param_groups"], strict=True):
             options = {k: deepcopy(v) for k, v in saved.items() if k != "params"}
             kept: Group = {k: group[k] for k in ("params", "param_names") if k in group}

@@ -47,7 +47,7 @@ class RMSprop(Optimizer):
             weight_decay: L2 penalty.
             momentum: The share of the last step that is kept.
             centered: Divides by the standard deviation instead of the root mean square.
-            capturable: Accepted; changes nothing.
+            capturable: Counts steps in the GPU's memory, as captured steps must.
             foreach: Accepted; there is one implementation.
             maximize: Ascends instead.
             differentiable: Must be False.

@@ -467,7 +467,7 @@ def attention_backward(
     dq, dk, dv = _like(query, keys == 0), _like(key, filled), _like(value, filled)
     d_mask = np.zeros(added.shape if wants_mask else (0, 0, 0, 0), q.dtype)
     out = np.ascontiguousarray(out.transpose(0, 2, 1, 3))
-    g_lse = np.ascontiguousarray(g_lse)
+    g_lse = np.zeros(lse.shape, lse.dtype) if g_lse is None else np.ascontiguousarray(g_lse)
 
     def run(start: int, stop: int) -> None:
         scratch = np.empty(2 * rows * (cols + LANES) + cols + LANES, q.dtype)

@@ -1,0 +1,404 @@
+"""Matrix products through cuBLASLt: strided and batched without copies, epilogues in the same pass.
+
+A plan is what cuBLASLt needs to know (descriptors of the matrices, the algorithm that its heuristic
+chose), kept under all that it depends on: shapes, strides, alignments, dtype, epilogue. A call then
+is a look-up and one call of the library on CuPy's current stream. Halves are summed in float32.
+
+nvmath-python provides the bindings. Where it is missing, or a layout is not for cuBLASLt, products
+are CuPy's.
+
+Source: NVIDIA, "cuBLAS library", chapter "Using the cuBLASLt API".
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...dtypes import HALF
+from . import capture, launch
+from .gemm_layout import Form, alignment, calls
+from .settings import MATMUL
+
+
+class Kind(NamedTuple):
+    """How matrices of one dtype are multiplied; numbers of cudaDataType and cublasComputeType.
+
+    Attributes:
+        data: Type of the matrices.
+        compute: How it is computed.
+        scale: Type of the factors before the product and the old result.
+        one: 1 in that type, in the host's memory, followed by 0.
+    """
+
+    data: int
+    compute: int
+    scale: int
+    one: Any
+
+
+R_32F, R_64F, R_16F, C_32F, C_64F, R_16BF = 0, 1, 2, 4, 5, 14
+COMPUTE_32F, COMPUTE_TF32, COMPUTE_64F = 68, 77, 70
+_ONE = {t: np.array([1, 0], t) for t in ("float32", "float64", "complex64", "complex128")}
+KINDS = {
+    "float32": Kind(R_32F, COMPUTE_32F, R_32F, _ONE["float32"]),
+    "float64": Kind(R_64F, COMPUTE_64F, R_64F, _ONE["float64"]),
+    "float16": Kind(R_16F, COMPUTE_32F, R_32F, _ONE["float32"]),
+    "bfloat16": Kind(R_16BF, COMPUTE_32F, R_32F, _ONE["float32"]),
+    "complex64": Kind(C_32F, COMPUTE_32F, C_32F, _ONE["complex64"]),
+    "complex128": Kind(C_64F, COMPUTE_64F, C_64F, _ONE["complex128"]),
+}
+_EPILOGUED = frozenset(("float32", "float16", "bfloat16"))
+_SUM_IN_SINGLE = 2  # CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE: partial sums are not rounded to halves
+_WORKSPACE = {9: 32 << 20, 10: 32 << 20}  # bytes, by the GPU's major version
+_SMALL_WORKSPACE = 8 << 20
+
+# What follows the product, see `epilogue`: cublasLtEpilogue_t.
+EPILOGUES = {
+    "": 1, "bias": 4, "relu": 6, "relu_aux": 134, "gelu_tanh": 36, "gelu_tanh_aux": 164,
+    "relu_back": 152, "gelu_tanh_back": 208, "row_sums": 512,
+}  # fmt: skip
+
+
+class Spec(NamedTuple):
+    """All that a plan depends on."""
+
+    device: int
+    dtype: str
+    form: Form
+    epilogue: str
+    tf32: bool
+    alignments: tuple[int, int, int]
+
+
+@functools.cache
+def dtype_name(dtype: Any) -> str:
+    """``dtype.name``, which NumPy puts together anew each time."""
+    return str(dtype.name)
+
+
+# --- plans ---------------------------------------------------------------------------------------
+
+
+@functools.cache
+def library() -> Any:
+    """The bindings of cuBLASLt; None where they are not installed."""
+    try:
+        from nvmath.bindings import cublasLt
+
+        cublasLt.get_version()
+    except Exception:  # missing wheels and drivers each raise their own errors
+        return None
+    return cublasLt
+
+
+@functools.cache
+def _handle(device: int) -> int:
+    """The library's handle for a GPU; it may be used by several threads."""
+    return int(library().create())
+
+
+def aux_ld(epilogue: str, n: int) -> int:
+    """Elements (bits, for relu) of a row of what an activation keeps for its gradient."""
+    return -(-n // 128) * 128 if epilogue.startswith("relu") else -(-n // 8) * 8
+
+
+class Plan:
+    """Descriptors and an algorithm for products of one `Spec`.
+
+    Attributes:
+        workspace: Bytes of scratch memory that the algorithm wants.
+    """
+
+    def __init__(self, lt: Any, handle: int, spec: Spec, most_workspace: int) -> None:
+        self._lt, self._handle, self._kind = lt, handle, KINDS[spec.dtype]
+        self._owned: list[tuple[Callable[[int], None], int]] = []
+        form, kind = spec.form, self._kind
+        compute = COMPUTE_TF32 if spec.tf32 else kind.compute
+        self._desc = self._own(lt.matmul_desc_create(compute, kind.scale), lt.matmul_desc_destroy)
+        names = lt.MatmulDescAttribute
+        self._pointers = int(names.BIAS_POINTER), int(names.EPILOGUE_AUX_POINTER)
+        self._describe(names.TRANSA, int(form.y.transposed))
+        self._describe(names.TRANSB, int(form.x.transposed))
+        self._describe(names.EPILOGUE, EPILOGUES[spec.epilogue])
+        self._pointer = np.zeros(1, np.int64)
+        if spec.epilogue:
+            self._describe(names.BIAS_POINTER, 256)  # any: the heuristic wants it aligned
+        if spec.epilogue.endswith(("_aux", "_back")):
+            self._describe(names.EPILOGUE_AUX_POINTER, 256)
+            self._describe(names.EPILOGUE_AUX_LD, aux_ld(spec.epilogue, form.n))
+        self._y = self._matrix(form.n, form.k, form.y.transposed, form.y.ld, form.y.step, form)
+        self._x = self._matrix(form.k, form.m, form.x.transposed, form.x.ld, form.x.step, form)
+        self._out = self._matrix(form.n, form.m, False, form.n, form.m * form.n, form)
+        self._choose(spec, most_workspace)
+
+    def _own(self, made: int, destroy: Callable[[int], None]) -> int:
+        self._owned.append((destroy, made))
+        return made
+
+    def _describe(self, name: Any, value: int) -> None:
+        lt = self._lt
+        cell = np.array([value], lt.get_matmul_desc_attribute_dtype(int(name)))
+        lt.matmul_desc_set_attribute(self._desc, int(name), cell.ctypes.data, cell.nbytes)
+
+    def _matrix(
+        self, rows: int, columns: int, transposed: bool, ld: int, step: int, form: Form
+    ) -> int:
+        """A column-major matrix: (rows, columns), or its transpose if flagged so."""
+        lt = self._lt
+        if transposed:
+            rows, columns = columns, rows
+        made = lt.matrix_layout_create(self._kind.data, rows, columns, max(ld, rows))
+        self._own(made, lt.matrix_layout_destroy)
+        if form.batch > 1:
+            names = lt.MatrixLayoutAttribute
+            for name, value in (
+                (names.BATCH_COUNT, form.batch),
+                (names.STRIDED_BATCH_OFFSET, step),
+            ):
+                cell = np.array([value], lt.get_matrix_layout_attribute_dtype(int(name)))
+                lt.matrix_layout_set_attribute(made, int(name), cell.ctypes.data, cell.nbytes)
+        return int(made)
+
+    def _choose(self, spec: Spec, most_workspace: int) -> None:
+        """Ask the heuristic for its first choice."""
+        lt, names = self._lt, self._lt.MatmulPreferenceAttribute
+        x, y, out = spec.alignments
+        wanted = [
+            (names.MAX_WORKSPACE_BYTES, most_workspace), (names.MIN_ALIGNMENT_A_BYTES, y),
+            (names.MIN_ALIGNMENT_B_BYTES, x), (names.MIN_ALIGNMENT_C_BYTES, out),
+            (names.MIN_ALIGNMENT_D_BYTES, out),
+        ]  # fmt: skip
+        if spec.dtype in ("float16", "bfloat16"):
+            wanted.append((names.REDUCTION_SCHEME_MASK, _SUM_IN_SINGLE))
+        preference = lt.matmul_preference_create()
+        try:
+            for name, value in wanted:
+                cell = np.array([value], lt.get_matmul_preference_attribute_dtype(int(name)))
+                lt.matmul_preference_set_attribute(
+                    preference, int(name), cell.ctypes.data, cell.nbytes
+                )
+            self._result = lt.MatmulHeuristicResult()
+            count = np.zeros(1, np.int32)
+            lt.matmul_algo_get_heuristic(
+                self._handle, self._desc, self._y, self._x, self._out, self._out, preference, 1,
+                self._result.ptr, count.ctypes.data,
+            )  # fmt: skip
+        finally:
+            lt.matmul_preference_destroy(preference)
+        if count[0] < 1 or int(self._result.state) != 0:
+            raise LookupError(f"cuBLASLt has no algorithm for {spec}")
+        self.workspace = int(self._result.workspace_size)
+        self._factors = self._kind.one.ctypes.data, self._kind.one[1:].ctypes.data
+
+    def run(
+        self, x: int, y: int, out: int, bias: int, aux: int, workspace: int, stream: int
+    ) -> None:
+        """Start the product; all are addresses, 0 for none."""
+        lt = self._lt
+        for name, address in zip(self._pointers, (bias, aux), strict=True):
+            if address:
+                self._pointer[0] = address
+                lt.matmul_desc_set_attribute(self._desc, name, self._pointer.ctypes.data, 8)
+        one, zero = self._factors
+        lt.matmul(
+            self._handle, self._desc, one, y, self._y, x, self._x, zero, out, self._out, out,
+            self._out, self._result.ptr, workspace, self.workspace, stream,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Destroy the descriptors."""
+        while self._owned:
+            destroy, made = self._owned.pop()
+            destroy(made)
+
+
+class _Plans(threading.local):
+    """The plans of one thread: setting a pointer and starting the product belong together."""
+
+    def __init__(self) -> None:
+        self.kept: dict[Spec, Plan | None] = {}
+
+
+_plans = _Plans()
+MOST_PLANS = 4096  # of a thread; the oldest goes first
+
+
+def plan(spec: Spec) -> Plan | None:
+    """The plan for a spec, made when first asked for; None where cuBLASLt has no algorithm."""
+    kept = _plans.kept
+    if spec in kept:
+        return kept[spec]
+    lt = library()
+    try:
+        made = Plan(lt, _handle(spec.device), spec, workspace_bytes(spec.device))
+    except (LookupError, lt.cuBLASLtError):
+        made = None
+    if len(kept) >= MOST_PLANS:
+        oldest = kept.pop(next(iter(kept)))
+        if oldest is not None:
+            oldest.close()
+    kept[spec] = made
+    return made
+
+
+# --- workspaces ----------------------------------------------------------------------------------
+
+
+@functools.cache
+def workspace_bytes(device: int) -> int:
+    """Bytes of scratch memory that a product may take on a GPU."""
+    major = int(str(_cupy().cuda.Device(device).compute_capability)[:-1])
+    return _WORKSPACE.get(major, _SMALL_WORKSPACE)
+
+
+_workspaces: dict[tuple[int, int], Any] = {}
+
+
+def _workspace(device: int, stream: int) -> int:
+    """The address of a stream's scratch memory; a graph has its own, which lives as long as it."""
+    found = capture.workspaces(_workspaces)
+    memory = found.get((device, stream))
+    if memory is None:
+        memory = found[device, stream] = _cupy().empty(workspace_bytes(device), np.uint8)
+    return int(memory.data.ptr)
+
+
+# --- products ------------------------------------------------------------------------------------
+
+
+def _cupy() -> Any:
+    return launch.runner().xp
+
+
+def matmul(x: Any, y: Any) -> Any:
+    """The product of matrices (at least 2-d; leading dimensions broadcast), for any strides.
+
+    Args:
+        x: (..., m, k).
+        y: (..., k, n), of the same dtype.
+
+    Returns:
+        (..., m, n), a new C-contiguous array.
+    """
+    out = _product(x, y, "", None, None) if takes(x, y) else None
+    return _plain(x, y) if out is None else out
+
+
+def affine(x: Any, y: Any, bias: Any) -> Any:
+    """x @ y + bias in one pass: (m, k), (k, n) and (n,), all of one dtype."""
+    if x.ndim == 2 and takes(x, y) and has_epilogues(x, y, bias):
+        out = _product(x, y, "bias", bias, None)
+        if out is not None:
+            return out
+    out = matmul(x, y)
+    out += bias
+    return out
+
+
+def epilogue(x: Any, y: Any, name: str, vector: Any, aux: Any) -> Any:
+    """A product of two matrices and what follows it, in one pass; None where that is not possible.
+
+    With p = x @ y, v = `vector` (n,) and h = `aux`::
+
+        relu, gelu_tanh            out = act(p + v)
+        relu_aux, gelu_tanh_aux    the same, and h = what the gradient needs
+        relu_back, gelu_tanh_back  out = p · act'(h), and v = column sums of out
+        row_sums                   out = p, and v = row sums of x
+
+    Args:
+        x: (m, k).
+        y: (k, n).
+        name: Which one.
+        vector: C-contiguous: a bias, or where sums are written; of n elements, of m for `row_sums`.
+        aux: See `new_aux`, or None.
+    """
+    return _product(x, y, name, vector, aux)
+
+
+def new_aux(name: str, x: Any, n: int) -> Any:
+    """Memory for what an activation keeps of (len(x), n) results: bits for relu, else numbers."""
+    ld = aux_ld(name, n)
+    if name.startswith("relu"):
+        return _cupy().empty((len(x), ld // 8), np.uint8)
+    return _cupy().empty((len(x), ld), x.dtype)
+
+
+def has_epilogues(*arrays: Any) -> bool:
+    """Whether all are matrices and vectors of one dtype that cuBLASLt has epilogues for."""
+    dtype = arrays[0].dtype
+    return (
+        dtype_name(dtype) in _EPILOGUED
+        and all(a.dtype == dtype and a.size > 0 and a.ndim < 3 for a in arrays)
+        and all(a.flags.c_contiguous for a in arrays if a.ndim == 1)
+        and library() is not None
+    )
+
+
+def takes(x: Any, y: Any) -> bool:
+    """Whether cuBLASLt is there, and multiplies such matrices."""
+    return (
+        x.dtype == y.dtype
+        and dtype_name(x.dtype) in KINDS
+        and x.ndim > 1
+        and y.ndim > 1
+        and x.shape[-1] == y.shape[-2]
+        and x.size > 0
+        and y.size > 0
+        and library() is not None
+    )
+
+
+def _product(x: Any, y: Any, name: str, vector: Any, aux: Any) -> Any:
+    """The product; None where cuBLASLt cannot do it."""
+    cupy, size = _cupy(), x.itemsize
+    lead = x.shape[:-2]
+    if lead != y.shape[:-2]:
+        lead = np.broadcast_shapes(lead, y.shape[:-2])
+    found = _layout(x.shape, x.strides, y.shape, y.strides, lead, size)
+    if found is None:
+        x, y = cupy.ascontiguousarray(x), cupy.ascontiguousarray(y)
+        found = _layout(x.shape, x.strides, y.shape, y.strides, lead, size)
+        if found is None:
+            return None
+    out = cupy.empty((*lead, x.shape[-2], y.shape[-1]), x.dtype)
+    device, stream = out.data.device_id, cupy.cuda.get_current_stream().ptr
+    form = found[0].form
+    at = x.data.ptr, y.data.ptr, out.data.ptr
+    steps = (
+        (form.x.step * size, *[c.x_offset * size for c in found]),
+        (form.y.step * size, *[c.y_offset * size for c in found]),
+        (form.m * form.n * size if len(found) > 1 or form.batch > 1 else 0,),
+    )
+    aligned = [functools.reduce(int.__or__, s, a) for a, s in zip(at, steps, strict=True)]
+    tf32 = MATMUL.allow_tf32 and x.dtype == np.float32
+    spec = Spec(
+        device, dtype_name(x.dtype), form, name, tf32,
+        (alignment(aligned[0]), alignment(aligned[1]), alignment(aligned[2])),
+    )  # fmt: skip
+    made = plan(spec)
+    if made is None:
+        return None
+    scratch = _workspace(device, stream) if made.workspace else 0
+    bias = 0 if vector is None else vector.data.ptr
+    kept = 0 if aux is None else aux.data.ptr
+    for call in found:
+        made.run(
+            at[0] + call.x_offset * size, at[1] + call.y_offset * size,
+            at[2] + call.out_offset * size, bias, kept, scratch, stream,
+        )  # fmt: skip
+    return out
+
+
+_layout = functools.lru_cache(MOST_PLANS)(calls)
+
+
+def _plain(x: Any, y: Any) -> Any:
+    """CuPy's product; it has none for stacks of bfloat16 matrices."""
+    if x.dtype in HALF and x.dtype == y.dtype and (x.ndim > 2 or y.ndim > 2):
+        return _cupy().matmul(x.astype(np.float32), y.astype(np.float32)).astype(x.dtype)
+    return _cupy().matmul(x, y)

@@ -1,0 +1,146 @@
+"""CUDA graphs on a GPU: replays compute what plain steps compute."""
+
+import numpy as np
+import pytest
+
+import tensorlib as tl
+from tensorlib import nn
+from tensorlib.errors import GraphCaptureError
+from tensorlib.nn import functional as F
+
+pytestmark = pytest.mark.skipif(
+    not tl.cuda.is_available(),
+    reason="needs a GPU and CuPy: tensorlib.cuda.is_available() is False",
+)
+
+
+def network():
+    tl.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(16, 32), nn.LayerNorm(32), nn.GELU(), nn.Dropout(0.2), nn.Linear(32, 5)
+    ).cuda()
+
+
+def batches(count, size=24):
+    rng = np.random.default_rng(1)
+    for _ in range(count):
+        x = tl.tensor(rng.standard_normal((size, 16)).astype(np.float32))
+        yield x.cuda(), tl.tensor(rng.integers(0, 5, size)).cuda()
+
+
+def trained(wrapper, steps=8):
+    """Weights, losses and the next random numbers after some steps with dropout and a schedule."""
+    model = network()
+    optimizer = tl.optim.AdamW(model.parameters(), lr=1e-2, capturable=True)
+    schedule = tl.optim.lr_scheduler.StepLR(optimizer, 3, 0.5)
+
+    def step(x, y):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    step = wrapper(step)
+    tl.manual_seed(7)
+    losses = []
+    for x, y in batches(steps):
+        losses.append(float(step(x, y)))
+        schedule.step()
+    return losses, [p.detach().cpu().numpy() for p in model.parameters()], tl.rand(4).numpy()
+
+
+def test_a_captured_training_step_equals_the_plain_one():
+    plain, replayed = trained(lambda f: f), trained(tl.cuda.graph)
+    np.testing.assert_allclose(replayed[0], plain[0], rtol=1e-5)
+    for a, b in zip(replayed[1], plain[1], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(replayed[2], plain[2])
+
+
+def test_a_with_block_records_and_runs_nothing():
+    x = tl.ones(1000, device="cuda")
+    (x * 2).sum()  # kernels are there
+    g = tl.cuda.CUDAGraph()
+    with tl.cuda.graph(g):
+        out = (x * 2).sum()
+    for value in (1.0, 3.0):
+        x.fill_(value)
+        g.replay()
+        assert float(out) == 2000 * value
+
+
+def test_memory_of_a_graph_is_not_given_to_others():
+    x = tl.ones(1 << 20, device="cuda")
+    for _ in range(2):
+        y = x * 3 + 1
+    g = tl.cuda.CUDAGraph()
+    with tl.cuda.graph(g):
+        y = x * 3 + 1
+    others = [tl.zeros(1 << 20, device="cuda") for _ in range(8)]
+    g.replay()
+    assert float(y.sum()) == 4 << 20
+    assert all(float(o.sum()) == 0 for o in others)
+
+
+def test_dropout_differs_in_every_replay_and_follows_the_seed():
+    x = tl.ones(4096, device="cuda")
+    F.dropout(x, 0.5)
+    g = tl.cuda.CUDAGraph()
+    with tl.cuda.graph(g):
+        out = F.dropout(x, 0.5)
+    tl.manual_seed(3)
+    found = []
+    for _ in range(3):
+        g.replay()
+        found.append(out.cpu().numpy())
+    tl.manual_seed(3)
+    for each in found:
+        np.testing.assert_array_equal(each, F.dropout(x, 0.5).cpu().numpy())
+
+
+@pytest.mark.parametrize(
+    "forbidden", [lambda x: x.sum().item(), lambda x: x.cpu(), lambda x: x[x > 0]],
+    ids=["item", "cpu", "boolean index"],
+)  # fmt: skip
+def test_what_cannot_be_captured_is_a_typed_error(forbidden):
+    x = tl.ones(10, device="cuda")
+    forbidden(x)
+    with pytest.raises(GraphCaptureError):
+        with tl.cuda.graph(tl.cuda.CUDAGraph()):
+            forbidden(x)
+    assert float((x + 1).sum()) == 20  # the GPU goes on
+
+
+def test_products_convolution_and_attention_are_captured():
+    x = tl.randn(8, 16, 12, 12, device="cuda", dtype=tl.bfloat16)
+    w = tl.randn(16, 16, 3, 3, device="cuda", dtype=tl.bfloat16)
+    q = tl.randn(2, 4, 64, 64, device="cuda", dtype=tl.bfloat16)
+
+    def run():
+        return F.conv2d(x, w, padding=1), F.scaled_dot_product_attention(q, q, q), q @ q.mT
+
+    expected = [t.cpu().float().numpy() for t in run()]
+    g = tl.cuda.CUDAGraph()
+    with tl.cuda.graph(g):
+        outs = run()
+    g.replay()
+    for out, wanted in zip(outs, expected, strict=True):
+        np.testing.assert_allclose(out.cpu().float().numpy(), wanted, rtol=1e-2, atol=1e-2)
+
+
+def test_graphed_callables_train_as_plain_ones():
+    results = []
+    for replayed in (False, True):
+        model = network().eval()
+        if replayed:
+            sample = tl.zeros(24, 16, device="cuda").requires_grad_()
+            model = tl.cuda.make_graphed_callables(model, (sample,))
+        optimizer = tl.optim.SGD(model.parameters(), lr=0.1)
+        for x, y in batches(5):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x.requires_grad_()), y).backward()
+            optimizer.step()
+        results.append([p.detach().cpu().numpy() for p in model.parameters()])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
