@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tensorlib.errors import LaunchError
 from tensorlib.launch.cleanup import adopt_orphans, kill_descendants, remove_leftovers
+from tensorlib.launch.gpus import gpus_of_host
 from tensorlib.launch.mpi import Mpi, find_mpi, without_mpi
 from tensorlib.launch.supervisor import SIGNALS, Spec, Supervisor
 
@@ -75,6 +76,12 @@ def _parser() -> argparse.ArgumentParser:
         help="threads of OpenMP, BLAS and Numba in each rank (default: the environment's, or 1)",
     )
     parser.add_argument(
+        "--gpus-per-rank",
+        type=_count,
+        metavar="G",
+        help="GPUs that each rank sees, from cuda:0 on (default: all; LOCAL_RANK says which)",
+    )
+    parser.add_argument(
         "--grace",
         type=_seconds,
         default=5.0,
@@ -123,7 +130,13 @@ def parse(argv: Sequence[str]) -> Spec:
         parser.error("received no script; expected: tlrun -n 2 script.py")
     kind = "module" if parsed.module else "script"
     (check_module if parsed.module else check_script)(program[0])
-    return Spec(parsed.world_size, [kind, *program], parsed.threads_per_rank, parsed.grace)
+    return Spec(
+        parsed.world_size,
+        [kind, *program],
+        parsed.threads_per_rank,
+        parsed.grace,
+        parsed.gpus_per_rank,
+    )
 
 
 def check_script(name: str) -> None:
@@ -170,6 +183,11 @@ def run(spec: Spec) -> int:
     Raises:
         LaunchError: There is no MPI, and more than one rank to wire.
     """
+    if spec.gpus_per_rank is not None and not gpus_of_host(os.environ):
+        raise LaunchError(
+            "--gpus-per-rank: found no GPU in CUDA_VISIBLE_DEVICES or /proc/driver/nvidia/gpus; "
+            "set CUDA_VISIBLE_DEVICES to the GPUs to use, or leave the option out"
+        )
     mpi: Mpi | None = None
     try:
         mpi = find_mpi()

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from tensorlib.launch import job
 from tensorlib.launch.cleanup import die_with_parent, kill_descendants, reap
+from tensorlib.launch.gpus import gpus_of_host, share
 from tensorlib.launch.mpi import Mpi, command, find_abort, mpiexec_environ, rank_of
 from tensorlib.launch.output import Line, Output, Sink
 
@@ -48,12 +49,14 @@ class Spec:
         program: "script" or "module", its name, and its arguments.
         threads_per_rank: Threads of OpenMP, BLAS and Numba; None for the user's choice, or 1.
         grace_s: Time between telling the ranks to end and killing them.
+        gpus_per_rank: GPUs that each rank sees; None: all.
     """
 
     world_size: int
     program: list[str]
     threads_per_rank: int | None = None
     grace_s: float = 5.0
+    gpus_per_rank: int | None = None
 
 
 def free_port() -> int:
@@ -111,6 +114,7 @@ class Supervisor:
         self.mpi = mpi
         self.directory = directory
         self.environ = rank_environ(spec, environ, free_port())
+        self.gpus = gpus_of_host(environ)
         self.state = job.State(spec.world_size, spec.grace_s, started_s=time.monotonic())
         self.output = Output(Sink(1), Sink(2))
         self.reports: dict[int, bytes] = {}
@@ -237,6 +241,8 @@ class Supervisor:
     def _start_rank(self, rank: int, environ: dict[str, str], fds: list[int]) -> None:
         (out, out_end), (err, err_end), (report, report_end) = (os.pipe() for _ in range(3))
         mine = {"RANK": str(rank), "LOCAL_RANK": str(rank), "TLRUN_REPORT_FD": str(report_end)}
+        if self.spec.gpus_per_rank is not None:
+            mine["CUDA_VISIBLE_DEVICES"] = share(self.gpus, rank, self.spec.gpus_per_rank)
         # Without a controlling terminal a rank that reads from one would fail in strange ways.
         stdin = 0 if rank == 0 and not os.isatty(0) else None
         pid = self._spawn(

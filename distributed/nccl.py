@@ -1,0 +1,503 @@
+"""CUDA arrays over NCCL, through CuPy.
+
+Sums and means of float32, float64, complex and integers of 1, 4 and 8 bytes are NCCL's own. What
+NCCL does less well is done here with its transfers and CuPy's arithmetic: every rank gets one slice
+of all ranks' arrays, reduces it in rank order, and all get the results, which moves the same bytes
+as a ring::
+
+    float16, bfloat16     summed in float32 and rounded once; NCCL rounds at every hop
+    MIN, MAX of floats    keep a NaN; NCCL's drop it
+    BAND, BOR, BXOR, int16, products of complex numbers: NCCL has none
+
+Whatever only moves travels as bytes. Messages between two ranks have a communicator and a lane for
+each direction, opened when the first is sent, so that they wait neither for collectives nor for
+each other; their headers (and NCCL's id, the first time) travel over the host.
+
+NCCL's calls return at once and can hang on the GPU. The watchdog of ``gpu`` asks for asynchronous
+errors here, and aborts what takes too long.
+
+Source: NCCL user guide 2.32, "Using multiple communicators concurrently", "Group calls",
+"Fault tolerance".
+"""
+
+import importlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tensorlib.backend import cuda_backend
+from tensorlib.distributed.call import Call
+from tensorlib.distributed.communicator import Requests
+from tensorlib.distributed.gpu import Carrier, Facts, GpuCommunicator
+from tensorlib.distributed.lanes import Lane
+from tensorlib.distributed.reduction import UFUNCS, Array, ReduceOp, as_bytes, divide
+from tensorlib.distributed.work import Steps
+from tensorlib.errors import (
+    CollectiveMismatchError,
+    DeviceError,
+    DistributedError,
+)
+
+_ID_BYTES = 128
+_OLDEST = 21000  # NCCL 2.10: the first with AVG and bfloat16
+# NumPy's name: NCCL's type, and how many of them one element is.
+_TYPES = {
+    "float32": ("NCCL_FLOAT32", 1), "float64": ("NCCL_FLOAT64", 1),
+    "complex64": ("NCCL_FLOAT32", 2), "complex128": ("NCCL_FLOAT64", 2),
+    "int8": ("NCCL_INT8", 1), "uint8": ("NCCL_UINT8", 1), "int32": ("NCCL_INT32", 1),
+    "uint32": ("NCCL_UINT32", 1), "int64": ("NCCL_INT64", 1), "uint64": ("NCCL_UINT64", 1),
+}  # fmt: skip
+_OPS = {
+    ReduceOp.SUM: "NCCL_SUM",
+    ReduceOp.PRODUCT: "NCCL_PROD",
+    ReduceOp.MIN: "NCCL_MIN",
+    ReduceOp.MAX: "NCCL_MAX",
+}
+
+
+def library() -> Any:
+    """CuPy's binding of NCCL; None where NCCL cannot be loaded or is too old."""
+    try:
+        nccl = importlib.import_module("cupy.cuda.nccl")
+    except ImportError:
+        return None
+    if not getattr(nccl, "available", False) or nccl.get_version() < _OLDEST:
+        return None
+    return nccl
+
+
+def unavailable() -> str:
+    """Why this process cannot use NCCL; empty if it can."""
+    try:
+        cuda_backend.get_cuda()
+    except DeviceError as error:
+        return str(error)
+    if library() is None:
+        return (
+            "NCCL is not installed, or older than 2.10; pip install nvidia-nccl-cu13 (or -cu12, as "
+            "CuPy)"
+        )
+    return ""
+
+
+def facts(index: int) -> Facts:
+    """What this rank says of itself when the ranks decide how CUDA arrays travel."""
+    try:
+        runtime = cuda_backend.get_cuda().xp.cuda.runtime
+        gpu = runtime.deviceGetPCIBusId(index)
+    except DeviceError as error:
+        return Facts(problem=str(error)[:300])
+    nccl = library()
+    return Facts(
+        host=socket.gethostname(),
+        gpu=gpu.decode() if isinstance(gpu, bytes) else str(gpu),
+        nccl=0 if nccl is None else int(nccl.get_version()),
+        shares=os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1",
+    )
+
+
+class Opening:
+    """An NCCL communicator that is being opened: a call that blocks until all its ranks make it.
+
+    It runs in a thread, so that the wait for it is bounded.
+
+    Args:
+        lane: on whose GPU.
+        size: the number of ranks.
+        unique_id: NCCL's id, the same on all of them.
+        rank: this one's number.
+    """
+
+    def __init__(self, lane: Lane, size: int, unique_id: bytes, rank: int) -> None:
+        self.comm: Any = None
+        self.error: BaseException | None = None
+        self._arguments = lane, size, unique_id, rank
+        self._thread = threading.Thread(target=self._run, name="tensorlib-nccl-open", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        lane, size, unique_id, rank = self._arguments
+        try:
+            with lane.device:
+                self.comm = library().NcclCommunicator(size, unique_id, rank)
+        except Exception as error:
+            self.error = error
+
+    def Test(self) -> bool:
+        """Whether it is open, or has failed."""
+        return not self._thread.is_alive()
+
+    def wait(self, timeout_s: float) -> str:
+        """Wait until it is open; what went wrong, or nothing."""
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            return f"not every rank opened it within {timeout_s:g} s"
+        return "" if self.error is None else str(self.error)
+
+
+class _Channel:
+    """Messages from one rank to another, in the order in which they were sent."""
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
+        self.opening: Opening | None = None
+        self.called = 0  # messages that the sender's host has started
+        self.through = 0  # messages that have been given to the GPU
+
+
+class _Turn:
+    """A message's turn in its channel, once that is open."""
+
+    def __init__(self, channel: _Channel, number: int) -> None:
+        self._channel, self._number = channel, number
+
+    def Test(self) -> bool:
+        """Whether it has come."""
+        opening = self._channel.opening
+        return opening is not None and opening.Test() and self._channel.through == self._number
+
+
+class NCCLCarrier(Carrier):
+    """Moves CUDA arrays with NCCL.
+
+    Args:
+        lane: where its transfers run.
+        group: the group that it serves; carries the ids and the headers of messages.
+    """
+
+    name = "nccl"
+    widens = False
+
+    def __init__(self, lane: Lane, group: GpuCommunicator) -> None:
+        super().__init__(lane)
+        self._xp = cuda_backend.get_cuda().xp
+        self._nccl = library()
+        self._rank, self._size = group.rank, group.size
+        self._group = group
+        self._opening: Opening | None = None
+        self._channels: dict[tuple[int, int], _Channel] = {}
+        self._aborted = False
+
+    def open(self) -> str:
+        """Meet the other ranks; why it could not be done, or nothing. The same on every rank."""
+        group, unique_id = self._group, np.zeros(1 + _ID_BYTES, np.uint8)
+        why = ""
+        if group.rank == 0:
+            try:
+                found = self._nccl.get_unique_id()
+            except Exception as error:
+                why = str(error)
+            else:
+                unique_id[0], unique_id[1:] = 1, np.frombuffer(found, np.uint8)
+        group.broadcast(unique_id, 0, "nccl_id").wait()
+        if unique_id[0]:
+            self._opening = Opening(self.lane, group.size, unique_id[1:].tobytes(), group.rank)
+            why = self._opening.wait(group.timeout_s)
+        well = np.array([bool(unique_id[0]) and not why], np.uint8)
+        everyones = np.zeros((group.size, 1), np.uint8)
+        group.all_gather(everyones, well, "nccl_opened").wait()
+        if everyones.all():
+            return ""
+        self.abort()
+        return why or f"rank {group.ranks[int(np.argmin(everyones))]} could not open it"
+
+    # Collectives
+
+    def all_reduce(self, buffer: Array, op: ReduceOp, divisor: int) -> Requests:
+        """See ``Communicator``."""
+        native = self._native(buffer, op, divisor)
+        if native is None:
+            self._combined(buffer, op, divisor, buffer)
+        elif buffer.size:
+            at, count = buffer.data.ptr, buffer.size * native[1]
+            with self._calling("all_reduce"):
+                self._comm.allReduce(at, at, count, native[0], native[2], self._stream)
+        return ()
+
+    def reduce(self, buffer: Array, op: ReduceOp, divisor: int, root: int) -> Requests:
+        """See ``Communicator``."""
+        native = self._native(buffer, op, divisor)
+        if native is None:
+            self._combined(buffer, op, divisor, buffer if self._rank == root else None)
+        elif buffer.size:
+            at, count = buffer.data.ptr, buffer.size * native[1]
+            with self._calling("reduce"):
+                self._comm.reduce(at, at, count, native[0], native[2], root, self._stream)
+        return ()
+
+    def reduce_scatter(self, out: Array, packed: Array, op: ReduceOp, divisor: int) -> Requests:
+        """See ``Communicator``."""
+        native = self._native(out, op, divisor)
+        if native is None:
+            received = self._xp.empty_like(packed)
+            self._swap(received, packed)
+            out[...] = self._in_order(received, op, divisor)
+        elif out.size:
+            count = out.size * native[1]
+            with self._calling("reduce_scatter"):
+                self._comm.reduceScatter(
+                    packed.data.ptr, out.data.ptr, count, native[0], native[2], self._stream
+                )
+        return ()
+
+    def all_gather(self, packed: Array, array: Array) -> Requests:
+        """See ``Communicator``."""
+        if array.nbytes:
+            with self._calling("all_gather"):
+                self._comm.allGather(
+                    array.data.ptr, packed.data.ptr, array.nbytes, self._byte, self._stream
+                )
+        return ()
+
+    def gather(self, packed: Array | None, array: Array, root: int) -> Requests:
+        """See ``Communicator``."""
+        sends = [(array, root)]
+        receives = [] if packed is None else [(row, r) for r, row in enumerate(_rows(packed))]
+        self._exchange(sends, receives)
+        return ()
+
+    def scatter(self, out: Array, packed: Array | None, root: int) -> Requests:
+        """See ``Communicator``."""
+        sends = [] if packed is None else [(row, r) for r, row in enumerate(_rows(packed))]
+        self._exchange(sends, [(out, root)])
+        return ()
+
+    def broadcast(self, buffer: Array, root: int) -> Requests:
+        """See ``Communicator``."""
+        if buffer.nbytes:
+            at = buffer.data.ptr
+            with self._calling("broadcast"):
+                self._comm.broadcast(at, at, buffer.nbytes, self._byte, root, self._stream)
+        return ()
+
+    def all_to_all(
+        self, out: Array, array: Array, out_rows: Sequence[int], rows: Sequence[int]
+    ) -> Requests:
+        """See ``Communicator``."""
+        self._exchange(_split(array, rows), _split(out, out_rows))
+        return ()
+
+    # Between two ranks
+
+    def send(self, record: bytes, array: Array, peer: int, tag: int) -> Steps:
+        """See ``Communicator``; the header goes first, over the host."""
+        channel = self._channel(self._rank, peer)
+        number, channel.called = channel.called, channel.called + 1
+        first = channel.opening is None
+        unique_id = self._nccl.get_unique_id() if first else bytes(_ID_BYTES)
+        if first:
+            channel.opening = Opening(channel.lane, 2, unique_id, 0)
+        return self._send(channel, number, unique_id, record, array, peer, tag)
+
+    def _send(self, channel: _Channel, number: int, unique_id: bytes, *message: Any) -> Steps:
+        record, array, peer, tag = message
+        note = np.frombuffer(number.to_bytes(8, "little") + unique_id, np.uint8)
+        yield from self._group.host._send(record, note, peer, tag)
+        yield from self._take_turn(channel, number)
+        comm = self._opened(channel)
+        if array.nbytes:
+            with self._calling("send"):
+                comm.send(array.data.ptr, array.nbytes, self._byte, 1, channel.lane.stream.ptr)
+        channel.through += 1
+
+    def recv(self, record: bytearray, array: Array, peer: int | None, tag: int) -> Requests:
+        """See ``Communicator``."""
+        note = np.empty(8 + _ID_BYTES, np.uint8)
+        yield from self._group.host._recv(record, note, peer, tag)
+        sent = Call.unpack(record)
+        number, unique_id = int(note[:8].view(np.int64)[0]), note[8:].tobytes()
+        channel = self._channel(sent.root, self._rank)
+        if channel.opening is None:
+            channel.opening = Opening(channel.lane, 2, unique_id, 1)
+        if number != channel.called:
+            raise CollectiveMismatchError(
+                f"recv: rank {self._group.ranks[self._rank]} received message {number} of rank "
+                f"{self._group.ranks[sent.root]} before message {channel.called}; over NCCL, "
+                "messages between two ranks are received in the order in which they were sent"
+            )
+        channel.called += 1
+        if sent.payload != f"{array.dtype.name}@cuda{list(array.shape)}":
+            return  # the caller of this says what differs
+        yield from self._take_turn(channel, number)
+        comm = self._opened(channel)
+        if array.nbytes:
+            with self._calling("recv"):
+                comm.recv(array.data.ptr, array.nbytes, self._byte, 0, channel.lane.stream.ptr)
+        channel.through += 1
+
+    def _take_turn(self, channel: _Channel, number: int) -> Requests:
+        """Go over to the channel's lane when the messages before this one have been given to it."""
+        work = self.lane.running
+        assert work is not None
+        work.lane = channel.lane
+        yield _Turn(channel, number)
+        # From here on the channel's stream is the current one.
+        channel.lane.follow()
+
+    def _channel(self, sender: int, receiver: int) -> _Channel:
+        key = sender, receiver
+        if key not in self._channels:
+            self._channels[key] = _Channel(Lane(self._xp, self.lane.device.id, self._group))
+        return self._channels[key]
+
+    def _opened(self, channel: _Channel) -> Any:
+        assert channel.opening is not None
+        if channel.opening.error is not None:
+            raise DistributedError(f"NCCL: {channel.opening.error}") from channel.opening.error
+        return channel.opening.comm
+
+    # What NCCL lacks
+
+    def _native(self, array: Array, op: ReduceOp, divisor: int) -> tuple[int, int, int] | None:
+        """NCCL's type, its number in an element and NCCL's operation, where it does as we do."""
+        found = _TYPES.get(array.dtype.name)
+        if found is None or op not in _OPS:
+            return None
+        kind = array.dtype.kind
+        if (op is ReduceOp.PRODUCT and kind == "c") or (
+            op in (ReduceOp.MIN, ReduceOp.MAX) and kind == "f"
+        ):
+            return None
+        name = "NCCL_AVG" if divisor > 1 else _OPS[op]
+        return getattr(self._nccl, found[0]), found[1], getattr(self._nccl, name)
+
+    def _combined(self, buffer: Array, op: ReduceOp, divisor: int, into: Array | None) -> None:
+        """All-reduce in rank order: all-to-all, a reduction of this rank's slice, all-gather."""
+        xp, flat = self._xp, buffer.reshape(-1)
+        width = -(-flat.size // self._size)
+        if not width:
+            return
+        sent = xp.zeros((self._size, width), flat.dtype)
+        sent.reshape(-1)[: flat.size] = flat
+        received = xp.empty_like(sent)
+        self._swap(received, sent)
+        self.all_gather(sent, self._in_order(received, op, divisor))
+        if into is not None:
+            into.reshape(-1)[...] = sent.reshape(-1)[: flat.size]
+
+    def _in_order(self, rows: Array, op: ReduceOp, divisor: int) -> Array:
+        """``rows[0] ∘ rows[1] ∘ ... / divisor``; of half precision in float32."""
+        function = getattr(self._xp, UFUNCS[op].__name__)
+        halves = rows.dtype.itemsize == 2 and rows.dtype.kind not in "iu"
+        wide = np.dtype(np.float32) if halves else rows.dtype
+        result = rows[0].astype(wide)
+        for row in rows[1:]:
+            function(result, row.astype(wide, copy=False), out=result)
+        divide(result, divisor)
+        return result.astype(rows.dtype, copy=False)
+
+    def _swap(self, out: Array, array: Array) -> None:
+        """All-to-all of equal parts."""
+        self._exchange(
+            [(row, r) for r, row in enumerate(_rows(array))],
+            [(row, r) for r, row in enumerate(_rows(out))],
+        )
+
+    def _exchange(
+        self, sends: Sequence[tuple[Array, int]], receives: Sequence[tuple[Array, int]]
+    ) -> None:
+        """Send and receive at once, so that no order can make the ranks wait for each other."""
+        mine = [array for array, peer in sends if peer == self._rank]
+        with self._calling("exchange"):
+            self._nccl.groupStart()
+            try:
+                for array, peer in sends:
+                    if peer != self._rank and array.nbytes:
+                        self._comm.send(
+                            array.data.ptr, array.nbytes, self._byte, peer, self._stream
+                        )
+                for array, peer in receives:
+                    if peer != self._rank and array.nbytes:
+                        self._comm.recv(
+                            array.data.ptr, array.nbytes, self._byte, peer, self._stream
+                        )
+            finally:
+                self._nccl.groupEnd()
+        for array, peer in receives:
+            if peer == self._rank:
+                as_bytes(array)[...] = as_bytes(mine[0])
+
+    # NCCL itself
+
+    @property
+    def _comm(self) -> Any:
+        assert self._opening is not None
+        return self._opening.comm
+
+    @property
+    def _stream(self) -> int:
+        return int(self.lane.stream.ptr)
+
+    @property
+    def _byte(self) -> int:
+        return int(self._nccl.NCCL_UINT8)
+
+    def _calling(self, name: str) -> "_Calling":
+        return _Calling(name, self._nccl.NcclError)
+
+    def check(self) -> None:
+        """Raise if NCCL has seen an error: a peer that is gone, a link that is down."""
+        for comm in self._comms():
+            try:
+                comm.check_async_error()
+            except self._nccl.NcclError as error:
+                raise DistributedError(
+                    f"NCCL on rank {self._group.ranks[self._rank]}: {error}; look for what the "
+                    "other ranks say, or set NCCL_DEBUG=INFO and start again"
+                ) from error
+
+    def abort(self) -> None:
+        """End what hangs on the GPU."""
+        if not self._aborted:
+            self._aborted = True
+            for comm in self._comms():
+                comm.abort()
+
+    def close(self) -> None:
+        """Give NCCL's resources back, once what is under way is done."""
+        end = time.monotonic() + self._group.timeout_s
+        lanes = [self.lane, *(channel.lane for channel in self._channels.values())]
+        while (busy := any(lane.release() for lane in lanes)) and time.monotonic() < end:
+            time.sleep(1e-4)
+        if busy:
+            self.abort()
+        elif not self._aborted:
+            self._aborted = True
+            for comm in self._comms():
+                comm.destroy()
+
+    def _comms(self) -> list[Any]:
+        openings = [self._opening, *(channel.opening for channel in self._channels.values())]
+        found = [opening.comm for opening in openings if opening is not None and opening.Test()]
+        return [comm for comm in found if comm is not None]
+
+
+class _Calling:
+    """Turns an error of NCCL into one of this library."""
+
+    def __init__(self, name: str, kind: type[Exception]) -> None:
+        self._name, self._kind = name, kind
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, self._kind):
+            raise DistributedError(
+                f"{self._name}: NCCL refused it: {error}; set NCCL_DEBUG=WARN to see why"
+            ) from error
+
+
+def _rows(packed: Array) -> list[Array]:
+    return [packed[r] for r in range(len(packed))]
+
+
+def _split(array: Array, rows: Sequence[int]) -> list[tuple[Array, int]]:
+    """The next ``rows[r]`` rows of an array, and r."""
+    ends = np.cumsum(rows).tolist()
+    return [(array[end - n : end], r) for r, (n, end) in enumerate(zip(rows, ends, strict=True))]

@@ -1,0 +1,320 @@
+"""NCCL without a GPU: `cupy.cuda.nccl` for the stand-in for CuPy, moving memory over MPI.
+
+Every rank is a real process under mpiexec. A transfer is made when it is called, by blocking MPI
+calls on the addresses that it is given, and recorded in the stand-in's log with its stream, so that
+`Order` can tell what the events allow on a GPU, where all streams run at once.
+
+It refuses what NCCL refuses: other types and operations, calls outside its device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tensorlib.distributed.communicator import Communicator
+from tensorlib.distributed.gpu import GpuCommunicator
+
+from .. import strict_cupy
+from ..strict_cupy import cuda
+from ..strict_cupy.array import wrap
+
+TYPES = {
+    0: np.int8, 1: np.uint8, 2: np.int32, 3: np.uint32, 4: np.int64, 5: np.uint64, 6: np.float16,
+    7: np.float32, 8: np.float64,
+}  # fmt: skip
+NAMES = {
+    "NCCL_INT8": 0, "NCCL_UINT8": 1, "NCCL_INT32": 2, "NCCL_UINT32": 3, "NCCL_INT64": 4,
+    "NCCL_UINT64": 5, "NCCL_FLOAT16": 6, "NCCL_FLOAT32": 7, "NCCL_FLOAT64": 8, "NCCL_BFLOAT16": 9,
+    "NCCL_SUM": 0, "NCCL_PROD": 1, "NCCL_MAX": 2, "NCCL_MIN": 3, "NCCL_AVG": 4,
+}  # fmt: skip
+_UFUNCS = {0: np.add, 1: np.multiply, 2: np.fmax, 3: np.fmin, 4: np.add}  # NCCL drops NaN
+
+
+class NcclError(RuntimeError):
+    """CuPy's."""
+
+
+class Settings:
+    """What a test changes.
+
+    Attributes:
+        version: as get_version tells it.
+        hangs: transfers never finish.
+        refuses: what opening a communicator raises.
+        async_error: what check_async_error raises.
+        aborted: communicators that were aborted.
+    """
+
+    def __init__(self) -> None:
+        self.version = 23203
+        self.hangs = False
+        self.refuses = ""
+        self.async_error = ""
+        self.aborted: list[Any] = []
+
+
+settings = Settings()
+_group: list[Any] | None = None
+
+
+def _at(pointer: int, count: int, datatype: int) -> np.ndarray:
+    dtype = np.dtype(TYPES[datatype])
+    memory = (ctypes.c_char * (count * dtype.itemsize)).from_address(pointer)
+    return np.frombuffer(memory, dtype)
+
+
+class NcclCommunicator:
+    """A communicator whose ranks are found by the id, which names them."""
+
+    def __init__(self, size: int, unique_id: bytes, rank: int) -> None:
+        from mpi4py import MPI
+
+        assert len(unique_id) == 128 and 0 <= rank < size
+        if settings.refuses:
+            raise NcclError(settings.refuses)
+        self.device, self.tag = cuda.state.device, int.from_bytes(unique_id[:4], "little")
+        self.size, self.rank = size, rank
+        # World ranks meet by the id: each sends its own to all, as only the members listen.
+        world = MPI.COMM_WORLD
+        self._comm = world
+        self._ranks = _meet(world, self.tag, size, rank)
+
+    def _begin(self, op: str, stream: int, *arrays: np.ndarray) -> None:
+        assert cuda.state.device == self.device, "NCCL is called on its device"
+        cuda.log.append(("nccl", op, stream, [(a.ctypes.data, a.nbytes) for a in arrays]))
+
+    def _everyones(self, mine: np.ndarray) -> list[np.ndarray]:
+        """All ranks' arrays, by messages: the group needs no communicator of MPI."""
+        requests = [
+            self._comm.isend(mine.copy(), peer, self.tag)
+            for r, peer in enumerate(self._ranks)
+            if r != self.rank
+        ]
+        found = [
+            mine.copy() if r == self.rank else self._comm.recv(source=peer, tag=self.tag)
+            for r, peer in enumerate(self._ranks)
+        ]
+        for request in requests:
+            request.wait()
+        return found
+
+    def _reduced(self, mine: np.ndarray, op: int) -> np.ndarray:
+        if op == 4 and mine.dtype.kind != "f":
+            raise NcclError("NCCL_AVG of integers is rounded")
+        everyones = self._everyones(mine)
+        result = everyones[0]
+        for other in everyones[1:]:
+            result = _UFUNCS[op](result, other)
+        return result / mine.dtype.type(self.size) if op == 4 else result
+
+    def allReduce(self, send: int, recv: int, count: int, kind: int, op: int, stream: int) -> None:
+        mine, out = _at(send, count, kind), _at(recv, count, kind)
+        self._begin("allReduce", stream, mine, out)
+        out[...] = self._reduced(mine, op)
+
+    def reduce(
+        self, send: int, recv: int, count: int, kind: int, op: int, root: int, stream: int
+    ) -> None:
+        mine, out = _at(send, count, kind), _at(recv, count, kind)
+        self._begin("reduce", stream, mine, out)
+        result = self._reduced(mine, op)
+        if self.rank == root:
+            out[...] = result
+
+    def reduceScatter(
+        self, send: int, recv: int, count: int, kind: int, op: int, stream: int
+    ) -> None:
+        mine, out = _at(send, count * self.size, kind), _at(recv, count, kind)
+        self._begin("reduceScatter", stream, mine, out)
+        out[...] = self._reduced(mine, op)[self.rank * count : (self.rank + 1) * count]
+
+    def allGather(self, send: int, recv: int, count: int, kind: int, stream: int) -> None:
+        mine, out = _at(send, count, kind), _at(recv, count * self.size, kind)
+        self._begin("allGather", stream, mine, out)
+        out[...] = np.concatenate(self._everyones(mine))
+
+    def broadcast(
+        self, send: int, recv: int, count: int, kind: int, root: int, stream: int
+    ) -> None:
+        mine, out = _at(send, count, kind), _at(recv, count, kind)
+        self._begin("broadcast", stream, mine, out)
+        out[...] = self._everyones(mine)[root]
+
+    def send(self, pointer: int, count: int, kind: int, peer: int, stream: int) -> None:
+        assert peer != self.rank
+        _run(self, "send", pointer, count, kind, peer, stream)
+
+    def recv(self, pointer: int, count: int, kind: int, peer: int, stream: int) -> None:
+        assert peer != self.rank
+        _run(self, "recv", pointer, count, kind, peer, stream)
+
+    def transfer(
+        self, op: str, pointer: int, count: int, kind: int, peer: int, stream: int
+    ) -> None:
+        memory = _at(pointer, count, kind)
+        self._begin(op, stream, memory)
+        if op == "send":
+            sent = self._comm.isend(memory.copy(), self._ranks[peer], self.tag)
+            _sent[:] = [request for request in _sent if not request.Test()] + [sent]
+        else:
+            memory[...] = self._comm.recv(source=self._ranks[peer], tag=self.tag)
+
+    def check_async_error(self) -> None:
+        if settings.async_error:
+            raise NcclError(settings.async_error)
+
+    def abort(self) -> None:
+        settings.aborted.append(self)
+        cuda.log.append(("nccl", "abort", 0, []))
+
+    def destroy(self) -> None:
+        cuda.log.append(("nccl", "destroy", 0, []))
+
+
+def _meet(world: Any, tag: int, size: int, rank: int) -> list[int]:
+    """The world ranks of those who open the communicator of an id, by its ranks."""
+    if size == 1:
+        return [world.rank]
+    # NCCL's id holds the address of the rank that made it: here its world rank.
+    maker, tag = tag & 0x3FF, tag
+    if world.rank != maker:
+        world.send((rank, world.rank), maker, tag)
+        found: list[int] = world.recv(source=maker, tag=tag)
+        return found
+    places = dict([(rank, world.rank), *(world.recv(tag=tag) for _ in range(size - 1))])
+    ranks = [places[r] for r in range(size)]
+    for r, peer in enumerate(ranks):
+        if r != rank:
+            world.send(ranks, peer, tag)
+    return ranks
+
+
+_sent: list[Any] = []  # requests of messages under way
+
+
+def _run(comm: NcclCommunicator, *call: Any) -> None:
+    if _group is None:
+        comm.transfer(*call)
+    else:
+        _group.append((comm, call))
+
+
+def groupStart() -> None:
+    global _group
+    assert _group is None
+    _group = []
+
+
+def groupEnd() -> None:
+    """All sends of a group are on their way before its first receive waits."""
+    global _group
+    calls, _group = _group or [], None
+    for comm, call in sorted(calls, key=lambda one: one[1][0] != "send"):
+        comm.transfer(*call)
+
+
+_ids = [0]
+
+
+def get_unique_id() -> bytes:
+    from mpi4py import MPI
+
+    _ids[0] += 1
+    number = (_ids[0] << 10 | MPI.COMM_WORLD.rank) & 0x3FFFFF
+    return number.to_bytes(4, "little") + bytes(124)
+
+
+def _module() -> types.ModuleType:
+    module = types.ModuleType("cupy.cuda.nccl")
+    for name, value in NAMES.items():
+        setattr(module, name, value)
+    for thing in (NcclCommunicator, NcclError, groupStart, groupEnd, get_unique_id):
+        setattr(module, thing.__name__, thing)
+    module.available = True  # type: ignore[attr-defined]
+    module.get_version = lambda: settings.version  # type: ignore[attr-defined]
+    return module
+
+
+@contextlib.contextmanager
+def installed(rank: int, gpus: int = 8) -> Iterator[Any]:
+    """Within it, this rank's "cuda" is the stand-in, with NCCL; yields the stand-in's cupy.
+
+    Args:
+        rank: this process's.
+        gpus: on the host; ranks beyond share them.
+    """
+    with pytest.MonkeyPatch.context() as patch, strict_cupy.installed():
+        settings.__init__()  # type: ignore[misc]
+        patch.setitem(sys.modules, "cupy.cuda.nccl", _module())
+        patch.setattr(
+            strict_cupy.cupy.cuda.runtime,
+            "deviceGetPCIBusId",
+            lambda index: f"0000:{rank % gpus:02x}:00.0",
+            raising=False,
+        )
+        linalg = types.SimpleNamespace(qr=lambda m: tuple(map(wrap, np.linalg.qr(m._a))))
+        patch.setattr(strict_cupy.cupy, "linalg", linalg, raising=False)
+        patch.setattr(cuda.Event, "done", property(lambda self: not settings.hangs))
+        yield strict_cupy.cupy
+
+
+@contextlib.contextmanager
+def made(world: Communicator, **options: Any) -> Iterator[GpuCommunicator]:
+    """A group of all ranks, over a host group of its own."""
+    host = getattr(world, "host", world).split(0, world.rank)
+    assert host is not None
+    group = GpuCommunicator(host, **options)
+    group.timeout_s = 20.0
+    yield group
+    if group._broken is None:
+        group.close()
+    else:  # some ranks still wait in it: its memory must not become another group's
+        _broken.append(group)
+
+
+_broken: list[GpuCommunicator] = []
+
+
+class Order:
+    """What happens before what on a GPU, by the log: each stream in order, events between them."""
+
+    def __init__(self, log: list[tuple[Any, ...]]) -> None:
+        self._clocks: list[dict[int, int] | None] = []
+        streams: dict[int, dict[int, int]] = {}
+        events: dict[int, dict[int, int]] = {}
+        self.log = list(log)
+        for number, (kind, *rest) in enumerate(log):
+            clock: dict[int, int] | None = None
+            if kind == "record":
+                event, stream = rest
+                events[id(event)] = dict(streams.setdefault(stream.ptr, {}))
+            elif kind == "wait":
+                stream, event = rest
+                into = streams.setdefault(stream.ptr, {})
+                for key, value in events.get(id(event), {}).items():
+                    into[key] = max(into.get(key, -1), value)
+            elif kind in ("launch", "nccl", "copy"):
+                pointer = rest[1] if kind == "nccl" else rest[1].ptr
+                clock = streams.setdefault(pointer, {})
+                clock[pointer] = number
+                clock = dict(clock)
+                clock[-1] = pointer
+            self._clocks.append(clock)
+
+    def before(self, one: int, other: int) -> bool:
+        """Whether entry ``one`` of the log is over when ``other`` begins, whatever the timing."""
+        first, second = self._clocks[one], self._clocks[other]
+        assert first is not None and second is not None
+        return second.get(first[-1], -1) >= one
+
+    def find(self, *what: Any) -> list[int]:
+        """The numbers of the entries that begin with some values."""
+        return [i for i, entry in enumerate(self.log) if entry[: len(what)] == what]
