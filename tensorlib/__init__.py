@@ -14,8 +14,15 @@ tensor([[4., 4.],
 from math import e, inf, nan, pi
 from typing import Any as _Any
 
-from . import autograd, backends, cuda, dtypes, errors
+from . import accelerator, amp, autograd, backends, cuda, dtypes, errors
 from . import config as __config__
+from .amp import (
+    autocast,
+    get_autocast_dtype,
+    is_autocast_cache_enabled,
+    is_autocast_cpu_enabled,
+    is_autocast_enabled,
+)
 from .autograd.anomaly import is_anomaly_enabled
 from .autograd.grad_mode import (
     enable_grad,
@@ -27,6 +34,7 @@ from .autograd.grad_mode import (
 )
 from .backend import default_device as get_default_device
 from .backend import set_default_device
+from .backend.cuda.settings import get_float32_matmul_precision, set_float32_matmul_precision
 from .config import show_config
 from .device import device
 from .dtypes import (
@@ -53,6 +61,7 @@ from .dtypes import (
     uint64,
 )
 from .dtypes import bool_ as bool
+from .errors import OutOfMemoryError
 from .execution import (
     are_deterministic_algorithms_enabled,
     compile,
@@ -326,12 +335,14 @@ from .threads import (
 # fmt: off
 __all__ = [
     "BFloat16Tensor", "BoolTensor", "ByteTensor", "CharTensor", "DoubleTensor", "FloatTensor",
-    "Generator", "HalfTensor", "IntTensor", "LongTensor", "ShortTensor", "Size", "Tensor",
-    "__config__", "__version__", "abs", "absolute", "acos", "acosh", "add", "addcdiv",
-    "addcmul", "addmm", "addmv", "all", "allclose", "amax", "amin", "aminmax", "angle", "any",
+    "Generator", "HalfTensor", "IntTensor", "LongTensor", "OutOfMemoryError", "ShortTensor",
+    "Size", "Tensor", "__config__", "__version__", "abs", "absolute", "accelerator", "acos",
+    "acosh", "add", "addcdiv", "addcmul", "addmm", "addmv", "all", "allclose", "amax", "amin",
+    "aminmax", "amp", "angle", "any",
     "arange", "arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctan2", "arctanh",
     "are_deterministic_algorithms_enabled", "argmax", "argmin", "argsort", "argwhere",
-    "as_tensor", "asarray", "asin", "asinh", "atan", "atan2", "atanh", "autograd", "backends",
+    "as_tensor", "asarray", "asin", "asinh", "atan", "atan2", "atanh", "autocast", "autograd",
+    "backends",
     "baddbmm", "bernoulli", "bfloat16", "bincount", "bitwise_and", "bitwise_left_shift",
     "bitwise_not", "bitwise_or", "bitwise_right_shift", "bitwise_xor", "bmm", "bool",
     "broadcast_shapes", "broadcast_tensors", "broadcast_to", "can_cast", "cat", "cdouble",
@@ -343,12 +354,15 @@ __all__ = [
     "empty", "empty_cache", "empty_like", "enable_grad", "eq", "equal", "erf", "erfc", "erfinv",
     "errors", "exp", "exp2", "expm1", "eye", "finfo", "fix", "flatten", "flip", "float",
     "float16", "float32", "float64", "floor", "floor_divide", "fmod", "frac", "from_dlpack",
-    "from_numpy", "frombuffer", "full", "full_like", "gather", "ge", "get_default_device",
-    "get_default_dtype", "get_device", "get_num_interop_threads", "get_num_threads",
+    "from_numpy", "frombuffer", "full", "full_like", "gather", "ge", "get_autocast_dtype",
+    "get_default_device",
+    "get_default_dtype", "get_device", "get_float32_matmul_precision",
+    "get_num_interop_threads", "get_num_threads",
     "get_rng_state", "greater", "greater_equal", "gt", "half", "hstack", "iinfo", "imag",
     "index_add", "index_copy", "index_fill", "index_put", "index_select", "inf",
     "inference_mode", "initial_seed", "int", "int8", "int16", "int32", "int64",
-    "is_anomaly_enabled", "is_complex", "is_floating_point", "is_grad_enabled",
+    "is_anomaly_enabled", "is_autocast_cache_enabled", "is_autocast_cpu_enabled",
+    "is_autocast_enabled", "is_complex", "is_floating_point", "is_grad_enabled",
     "is_inference_mode_enabled", "is_nonzero", "is_signed", "is_tensor", "isclose", "isfinite",
     "isinf", "isnan", "layout", "le", "lerp", "less", "less_equal", "lgamma", "linspace",
     "load", "log", "log1p", "log2", "log10", "log_softmax", "logaddexp", "logical_and",
@@ -363,7 +377,8 @@ __all__ = [
     "relu", "remainder", "repeat_interleave", "reset_peak_memory_stats", "reshape",
     "result_type", "roll", "round", "row_stack", "rsqrt", "rsub", "save", "scalar_tensor",
     "scatter", "scatter_add", "searchsorted", "seed", "select", "set_default_device",
-    "set_default_dtype", "set_grad_enabled", "set_num_interop_threads", "set_num_threads",
+    "set_default_dtype", "set_float32_matmul_precision", "set_grad_enabled",
+    "set_num_interop_threads", "set_num_threads",
     "set_printoptions", "set_rng_state", "sgn", "short", "show_config", "sigmoid", "sign",
     "sin", "sinh", "softmax", "sort", "split", "sqrt", "square", "squeeze", "stack", "std",
     "std_mean", "strided", "sub", "subtract", "sum", "swapaxes", "swapdims", "t", "take",

@@ -84,8 +84,34 @@ class Conversion(TensorFields):
     def __dlpack_device__(self: Any) -> Any:
         return self._array.__dlpack_device__()
 
+    def is_pinned(self: Any, device: Any = None) -> Any:
+        """Whether the memory is page-locked, for copies that the host does not wait for."""
+        from .backend.cuda_backend import get_cuda, is_available
+
+        on_host = isinstance(self._array, np.ndarray)
+        return on_host and is_available() and get_cuda().transfers.is_pinned(self._array)
+
+    def pin_memory(self: Any, device: Any = None) -> Any:
+        """A copy in page-locked memory; the tensor itself if it is there, or if there is no GPU.
+
+        Raises:
+            DeviceError: the tensor is on a GPU.
+        """
+        from .backend.cuda_backend import get_cuda, is_available
+
+        if not isinstance(self._array, np.ndarray):
+            raise DeviceError("pin_memory: only tensors on the CPU can be pinned; use cpu() first")
+        if not is_available() or get_cuda().transfers.is_pinned(self._array):
+            return self
+        pinned = wrap(get_cuda().transfers.pin(self._array))
+        return pinned.requires_grad_() if self._rg and self.is_leaf else pinned
+
     @property
     def __cuda_array_interface__(self: Any) -> Any:
+        if self._rg:
+            raise AutogradError(
+                "__cuda_array_interface__: can't export a tensor that requires grad; use detach()"
+            )
         if isinstance(self._array, np.ndarray):
             raise AttributeError("__cuda_array_interface__: the tensor is not on a GPU")
         return self._array.__cuda_array_interface__
@@ -108,11 +134,12 @@ class Conversion(TensorFields):
         array = get_backend(self._array).to_host(self._array)
         return (array.astype("float32") if array.dtype.kind == "V" else array).tolist()
 
-    def _to(self: Any, d: Any, where: Any, copy: bool) -> Any:
+    def _to(self: Any, d: Any, where: Any, copy: bool, non_blocking: bool = False) -> Any:
         result = self
         if where is not None and where != self.device:
             if not (where.type == self.device.type and where.index is None):
-                result = apply(to_device_p, (result,), {"device": where, "source": self.device})
+                options = {"device": where, "source": self.device, "non_blocking": non_blocking}
+                result = apply(to_device_p, (result,), options)
         if d is not None and d.numpy != result._array.dtype:
             result = apply(cast, (result,), {"dtype": d.numpy})
         return result.clone() if copy and result is self else result
@@ -121,7 +148,9 @@ class Conversion(TensorFields):
         """On a device, in a dtype, or as another tensor: ``to("cuda")``, ``to(tl.float64)``.
 
         Args:
-            *args: A device, a dtype, both, or a tensor; then ``non_blocking``, ``copy``.
+            *args: A device, a dtype, both, or a tensor; then ``non_blocking`` (do not wait for a
+                copy from pinned memory, or to the host, which is complete when the stream is),
+                ``copy``.
             **kwargs: ``device``, ``dtype``, ``non_blocking``, ``copy`` and ``memory_format`` by
                 name.
 
@@ -142,10 +171,11 @@ class Conversion(TensorFields):
             elif a is not None:
                 where = a
         copy = flags[1] if len(flags) > 1 else copy
+        non_blocking = flags[0] if flags else kwargs.get("non_blocking", False)
         found = None if where is None else device_type(where)
         if found is not None:
             get_backend(found)
-        return self._to(None if d is None else as_dtype(d), found, copy)
+        return self._to(None if d is None else as_dtype(d), found, copy, non_blocking)
 
     def type(self: Any, dtype: Any = None, non_blocking: bool = False) -> Any:
         """The type's name, such as tensorlib.FloatTensor; or the tensor in another dtype."""
@@ -177,7 +207,8 @@ class Conversion(TensorFields):
             DeviceError: CuPy is not installed, or there is no GPU; the message says what to
                 install.
         """
-        return self.to("cuda" if device is None else device_type(device))
+        where = "cuda" if device is None else device_type(device)
+        return self.to(where, non_blocking=non_blocking)
 
     def float(self: Any) -> Any:
         """In float32."""

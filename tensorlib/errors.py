@@ -7,6 +7,8 @@ which catches ``RuntimeError`` or ``ValueError`` keeps working::
     ├── ShapeError     (RuntimeError, ValueError)  shapes that do not fit together
     ├── DtypeError                 (RuntimeError)  a dtype that the operation cannot take
     ├── DeviceError                (RuntimeError)  mixed devices, or a device that is not there
+    ├── OutOfMemoryError           (RuntimeError)  a GPU has not as much memory as an array needs
+    ├── GraphCaptureError          (RuntimeError)  a CUDA graph cannot hold what a step does
     ├── AutogradError              (RuntimeError)  the graph, backward, in-place edits
     ├── ArgumentError  (RuntimeError, ValueError)  a value out of its range
     ├── ArgumentTypeError          (TypeError)     a value of the wrong kind
@@ -17,6 +19,7 @@ which catches ``RuntimeError`` or ``ValueError`` keeps working::
     │   ├── CollectiveMismatchError                ranks called different collectives
     │   ├── CollectiveTimeoutError                 a rank did not arrive in time
     │   ├── ReplicaError                           ranks have different parameters or buffers
+    │   ├── NonFiniteGradientError                 a rank's gradient has NaN or infinity
     │   └── BackendUnavailableError                mpi4py, MPI or NCCL is not installed
     └── LaunchError                (RuntimeError)  tlrun: no MPI, no script, wrong options
 
@@ -40,6 +43,14 @@ class DtypeError(TensorlibError, RuntimeError):
 
 class DeviceError(TensorlibError, RuntimeError):
     """Tensors on different devices, or a device that is not available."""
+
+
+class OutOfMemoryError(TensorlibError, RuntimeError, MemoryError):
+    """A GPU has not as much memory as an array needs."""
+
+
+class GraphCaptureError(TensorlibError, RuntimeError):
+    """Something that a CUDA graph cannot hold; says in which operation."""
 
 
 class AutogradError(TensorlibError, RuntimeError):
@@ -80,6 +91,10 @@ class CollectiveTimeoutError(DistributedError):
 
 class ReplicaError(DistributedError):
     """The ranks' copies of a module are no longer the same."""
+
+
+class NonFiniteGradientError(DistributedError):
+    """A gradient has NaN or infinity; says on which rank, of which parameter, in which step."""
 
 
 class BackendUnavailableError(DistributedError):

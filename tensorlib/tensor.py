@@ -246,14 +246,6 @@ class Tensor(Methods, Writing, Conversion, Differentiable):
         """Whether the dtype has negative numbers."""
         return self.dtype.is_signed
 
-    def is_pinned(self) -> bool:
-        """Whether the memory is page-locked for faster copies to a GPU."""
-        return False
-
-    def pin_memory(self) -> Tensor:
-        """Page-locked memory helps beside a GPU only; on a host without one, the tensor itself."""
-        return self
-
     def is_shared(self) -> bool:
         """Whether other processes see the memory."""
         return False

@@ -11,7 +11,7 @@ import tempfile
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 
 import tensorlib as tl
+
+from . import strict_cupy
 
 RunProcess = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -56,12 +58,37 @@ def _seed(request: pytest.FixtureRequest) -> None:
         sys.modules["torch"].manual_seed(seed)
 
 
-@pytest.fixture(params=["cpu", "cuda"])
-def device(request: pytest.FixtureRequest) -> str:
-    """Each device that this machine has, by name."""
-    if request.param == "cuda" and not tl.cuda.is_available():
+@pytest.fixture(params=["cpu", "strict", "cuda"])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each device that this machine has, by name; "strict" is a stand-in for CuPy.
+
+    What runs on the stand-in uses nothing that CuPy lacks. It says nothing about a GPU.
+    """
+    with _present(request.param) as name:
+        yield name
+
+
+@pytest.fixture(params=["strict", "cuda"])
+def gpu(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A GPU as "cuda": the stand-in, and the machine's own if it has one; the parameter's name."""
+    with _present(request.param):
+        yield request.param
+
+
+@contextlib.contextmanager
+def _present(kind: str) -> Iterator[str]:
+    if kind == "strict":
+        with strict_cupy.installed():
+            yield "cuda"
+        return
+    if kind == "cuda" and not tl.cuda.is_available():
         pytest.skip("needs a GPU and CuPy: tensorlib.cuda.is_available() is False")
-    return request.param
+    cudnn = tl.backends.cudnn  # rounds factors to ten bits unless told otherwise
+    before, cudnn.allow_tf32 = cudnn.allow_tf32, False
+    try:
+        yield kind
+    finally:
+        cudnn.allow_tf32 = before
 
 
 @pytest.fixture(scope="session")

@@ -303,7 +303,12 @@ def apply(  # noqa: C901
         bit <<= 1
     if dtype is None:
         return p.run_raw(arrays, options)
-    b = NUMPY if host else _common_backend(p, arrays)
+    b: Any = NUMPY
+    if not host:
+        b, where = _common_backend(p, arrays)
+        if b.elsewhere(where):
+            with b.on(where):
+                return apply(p, args, options)
     if not plain or (dtype is not _F32 and dtype is not _F64):
         arrays, complex_bit = p.promote(b, args, arrays, options)
         if mask:
@@ -319,7 +324,7 @@ def apply(  # noqa: C901
         reset_error_state(token)
     if out.__class__ is tuple:
         return _wrap_many(p, args, arrays, options, out, mask)
-    if out.__class__ is not b.ndarray:
+    if out.__class__ is not b.ndarray and not is_array(out):  # a copy to a device has its own
         out = b.asarray(out)
     t = _new(_tensor_class)
     t._array = out
@@ -392,8 +397,8 @@ def output_node(node: Node, index: int) -> Node:
     return out
 
 
-def _common_backend(p: Primitive, arrays: list[Any]) -> Any:
-    """The one backend of the arrays; 0-d host arrays may join GPU arrays, as in torch."""
+def _common_backend(p: Primitive, arrays: list[Any]) -> tuple[Any, Any]:
+    """The one backend of the arrays, and the GPU's index; 0-d host arrays may join, as in torch."""
     where: Any = None
     for x in arrays:
         on_host = isinstance(x, _ndarray | np.generic)
@@ -409,7 +414,7 @@ def _common_backend(p: Primitive, arrays: list[Any]) -> Any:
     for i, x in enumerate(arrays):
         if isinstance(x, _ndarray):
             arrays[i] = b.from_host(x, where.index)
-    return b
+    return b, where.index
 
 
 def _apply_through_modes(p: Primitive, args: tuple[Any, ...], options: dict[str, Any]) -> Any:

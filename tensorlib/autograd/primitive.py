@@ -67,6 +67,7 @@ class Primitive:
         self.holomorphic: bool = settings["holomorphic"]
         self.factory: bool = settings["factory"]
         self.outputs: tuple[str, ...] = settings["outputs"]
+        self.materialize: bool = settings["materialize"]
         self.rules: dict[int, Rules] = {}
         parameters = list(inspect.signature(forward).parameters.values())[1:]
         self.variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
@@ -121,8 +122,12 @@ class Primitive:
     def run_raw(self, arrays: list[Any], options: dict[str, Any]) -> Any:
         """The forward on raw arrays (a rule calls a primitive), or of a factory."""
         if self.factory:
-            out = self.forward(get_backend(options["device"]), *arrays, **options)
-            return wrap(out)
+            where = options["device"]
+            b = get_backend(where)
+            if where.index is not None and b.elsewhere(where.index):
+                with b.on(where.index):
+                    return wrap(self.forward(b, *arrays, **options))
+            return wrap(self.forward(b, *arrays, **options))
         if state.backward:
             for x in arrays:
                 if is_array(x) or isinstance(x, np.generic):
@@ -233,10 +238,10 @@ class Rules:
     """The gradient rules of a primitive for one set of inputs that want a gradient."""
 
     fresh = True  # results are new arrays unless they share memory with g
-    materialize = True  # of several outputs, those without a gradient get zeros
 
     def __init__(self, p: Primitive, mask: int, count: int) -> None:
         self.primitive = p
+        self.materialize = p.materialize
         self.name = p.name
         self.vjp = p.rules_for.get("vjp") or (p.rules_for[p.inputs[0]] if p.variadic else None)
         rules = [self.vjp if self.vjp else p.rules_for.get(p.inputs[i]) for i in range(count)]
@@ -471,6 +476,7 @@ def primitive(
     holomorphic: bool = True,
     factory: bool = False,
     outputs: tuple[str, ...] = (),
+    materialize: bool = True,
     reference: Callable[..., Any] | None = None,
     **rules: Callable[..., Any],
 ) -> Callable[[Callable[..., Any]], Primitive]:
@@ -478,7 +484,7 @@ def primitive(
     settings = {
         "promotion": promotion, "promoted": promoted, "view": view, "detaches": detaches,
         "holomorphic": holomorphic, "factory": factory, "outputs": outputs,
-        "reference": reference,
+        "materialize": materialize, "reference": reference,
     }  # fmt: skip
 
     def declare(forward: Callable[..., Any]) -> Primitive:

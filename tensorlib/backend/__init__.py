@@ -7,6 +7,7 @@ for.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from typing import Any
@@ -21,6 +22,7 @@ __all__ = [
     "NUMPY",
     "Backend",
     "array_device",
+    "at",
     "default_device",
     "get_backend",
     "set_default_device",
@@ -55,6 +57,17 @@ def get_backend(where: Any) -> Backend:
 def array_device(array: Any) -> device:
     """The device that a raw array lives on."""
     return CPU if isinstance(array, np.ndarray) else device("cuda", array.device.id)
+
+
+def at(array: Any) -> contextlib.AbstractContextManager[Any]:
+    """A context in which the GPU of a raw array is the current one; the host needs none."""
+    if isinstance(array, np.ndarray):
+        return _NOWHERE
+    b, index = get_backend(array), array.device.id
+    return b.on(index) if b.elsewhere(index) else _NOWHERE
+
+
+_NOWHERE: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 
 
 def is_array(value: Any) -> bool:

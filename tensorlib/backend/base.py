@@ -24,7 +24,7 @@ class Backend:
         # The namespace's functions become instance attributes: one lookup where __getattr__ takes
         # two.
         self.__dict__.update(
-            {k: v for k, v in vars(xp).items() if callable(v) and not hasattr(Backend, k)}
+            {k: v for k, v in vars(xp).items() if callable(v) and not hasattr(type(self), k)}
         )
         self.xp = xp
         self.ndarray = xp.ndarray
@@ -44,21 +44,36 @@ class Backend:
         """
         return None
 
+    def refuse(self, what: str) -> None:
+        """Raise if work is being recorded for later, of which `what` cannot be part."""
+
+    def live(self, read: Callable[[], list[float]]) -> Any:
+        """What `read` returns, for a kernel; anew in every replay if the kernel is recorded."""
+        return read()
+
     def affine(self, x: Any, y: Any, bias: Any) -> Any:
         """``x @ y + bias`` for two matrices and a vector of one dtype."""
         out = self.matmul(x, y)
         out += bias
         return out
 
+    def elsewhere(self, index: int) -> bool:
+        """Whether computing on device `index` needs a context, `on(index)`, around it."""
+        return False
+
+    def on(self, index: int) -> Any:
+        """A context in which device `index` is the current one."""
+        raise NotImplementedError
+
     def special(self, name: str) -> Any:
         """The function `name` of scipy.special, or of its twin on the device."""
         raise NotImplementedError
 
-    def from_host(self, array: Any, index: int | None) -> Any:
+    def from_host(self, array: Any, index: int | None, non_blocking: bool = False) -> Any:
         """A NumPy array copied to this device (as it is, where this device is the host)."""
         raise NotImplementedError
 
-    def to_host(self, array: Any) -> Any:
+    def to_host(self, array: Any, non_blocking: bool = False) -> Any:
         """An array of this device as a NumPy array, without a copy where it is one."""
         raise NotImplementedError
 

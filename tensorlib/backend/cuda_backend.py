@@ -1,56 +1,213 @@
-"""The GPU backend: CuPy, imported when a GPU is first asked for."""
+"""The GPU backend: CuPy, imported when a GPU is first asked for.
+
+CuPy has NumPy's functions with gaps: most of what sorts, scans or searches does not know bfloat16,
+batches of bfloat16 matrices crash it, sums into repeated places know few dtypes. The methods here
+fill those gaps with CuPy's own functions in another dtype; own kernels (`cuda/`) come first where
+they apply.
+"""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from ..dtypes import HALF, bfloat16
 from ..errors import DeviceError
 from .base import Backend
+from .cuda.memory import Accounting
+from .cuda.transfers import Transfers
+
+# Functions that have no bfloat16 version, and take float32 instead: those that return places, and
+# those that return values.
+_PLACES = ("argmax", "argmin", "argpartition", "argsort", "searchsorted")
+_VALUES = ("cumprod", "cumsum", "einsum", "mean", "sort", "std", "var")
+_ATOMIC = "iIQefdFD"  # what CuPy adds in place atomically, as NumPy's letters
 
 
-class CupyBackend(Backend):
-    """CuPy arrays in GPU memory."""
+class CudaBackend(Backend):
+    """CuPy arrays in GPU memory.
+
+    Attributes:
+        count: The number of GPUs.
+        memory: The memory in use.
+        transfers: Copies between host and GPU.
+    """
 
     name = "cuda"
 
     def __init__(self, cupy: Any) -> None:
         super().__init__(cupy)
+        from .cuda import capture, gemm, libraries  # here, or importing tensorlib would import them
+
+        self.__dict__.update(matmul=gemm.matmul, affine=gemm.affine)
+        self._find, self._capture = libraries.find, capture
+        for name in (*_PLACES, *_VALUES):
+            setattr(self, name, _in_single(getattr(cupy, name), name in _VALUES))
+        self.count = int(cupy.cuda.runtime.getDeviceCount())
+        self.current: Callable[[], int] = cupy.cuda.runtime.getDevice
+        self.memory = Accounting(cupy)
+        self.transfers = Transfers(cupy)
+
+    def kernel(self, name: str, *arrays: Any) -> Callable[..., Any] | None:
+        """The fused function `name`, if it applies to `arrays`."""
+        return self._find(name, arrays)
+
+    def refuse(self, what: str) -> None:
+        """Raise if a CUDA graph is being captured, of which `what` cannot be part."""
+        self._capture.refuse(what)
+
+    def live(self, read: Callable[[], list[float]]) -> Any:
+        """What `read` returns; an array of eight that replays refresh if a graph is captured."""
+        padded = lambda: [*read(), *[0.0] * 8][:8]  # noqa: E731
+        recorded = self._capture.live(padded)
+        return read() if recorded is None else recorded
+
+    def on(self, index: int) -> Any:
+        """A context in which GPU `index` is the current one: CuPy computes on that."""
+        return self.xp.cuda.Device(index)
+
+    def use(self, index: int) -> None:
+        """Make GPU `index` the current one."""
+        self.xp.cuda.Device(index).use()
+
+    def elsewhere(self, index: int) -> bool:
+        """Whether GPU `index` is not the current one."""
+        return self.count > 1 and self.current() != index
 
     def special(self, name: str) -> Any:
-        """The function `name` of cupyx.scipy.special."""
+        """The function `name` of cupyx.scipy.special, in the dtype of its argument."""
         import cupyx.scipy.special
 
         return getattr(cupyx.scipy.special, name)
 
-    def from_host(self, array: Any, index: int | None) -> Any:
-        """The array copied to GPU `index` (the current one by default)."""
-        with self.xp.cuda.Device(index):
-            return self.xp.asarray(array)
+    # --- copies
 
-    def to_host(self, array: Any) -> Any:
+    def from_host(self, array: Any, index: int | None, non_blocking: bool = False) -> Any:
+        """The array copied to GPU `index` (the current one by default)."""
+        self.refuse("a copy from the host")
+        with self.xp.cuda.Device(index):
+            return self.transfers.to_device(array, non_blocking)
+
+    def to_host(self, array: Any, non_blocking: bool = False) -> Any:
         """The array copied to host memory."""
-        return self.xp.asnumpy(array)
+        self.refuse("a copy to the host")
+        with array.device:
+            return self.transfers.to_host(array, non_blocking)
+
+    def to_device(self, array: Any, index: int | None) -> Any:
+        """The array on GPU `index`: itself if it is there, a copy over the bus if not."""
+        with self.xp.cuda.Device(index) as target:
+            if array.device.id == target.id:
+                return array
+            source = array if array.flags.c_contiguous else self._contiguous(array)
+            out = self.xp.empty(array.shape, array.dtype)
+            # The copy waits for what its source's stream has been given, and holds the source.
+            with source.device:
+                ready = self.xp.cuda.get_current_stream().record()
+            stream = self.xp.cuda.get_current_stream()
+            stream.wait_event(ready)
+            out.data.copy_from_device_async(source.data, source.nbytes, stream)
+            self.transfers.keep(stream, source)
+            return out
+
+    def _contiguous(self, array: Any) -> Any:
+        with array.device:
+            return self.xp.ascontiguousarray(array)
+
+    # --- what CuPy lacks
 
     def as_strided(self, array: Any, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
         """A view with the given shape and strides in bytes."""
         return self.xp.lib.stride_tricks.as_strided(array, shape, strides)
 
+    def where(self, condition: Any, x: Any = None, y: Any = None) -> Any:
+        """Elements of x or y; bfloat16 stays what it is."""
+        out = self.xp.where(condition, x, y)
+        for value in (x, y):
+            if getattr(value, "dtype", None) == bfloat16.numpy != out.dtype:
+                return out.astype(bfloat16.numpy)
+        return out
+
     def vecdot(self, x: Any, y: Any) -> Any:
-        """Σ x·y over the last axis, where CuPy has no such function of its own."""
-        return self.xp.einsum("...i,...i->...", x, y)
+        """Σ x·y over the last axis."""
+        return (x * y).sum(-1)
+
+    def unique(self, x: Any, **options: Any) -> Any:
+        """The distinct elements, sorted, and what else is asked for."""
+        if x.dtype != bfloat16.numpy:
+            return self.xp.unique(x, **options)
+        values, *rest = self.xp.unique(x.astype("float32"), **options)
+        return (values.astype(x.dtype), *rest)
+
+    def logical_and(self, x: Any, y: Any) -> Any:
+        """Whether both are not 0, of complex numbers too."""
+        return self.xp.logical_and(_truth(x), _truth(y))
+
+    def logical_or(self, x: Any, y: Any) -> Any:
+        """Whether one is not 0, of complex numbers too."""
+        return self.xp.logical_or(_truth(x), _truth(y))
+
+    def logical_xor(self, x: Any, y: Any) -> Any:
+        """Whether exactly one is not 0, of complex numbers too."""
+        return self.xp.logical_xor(_truth(x), _truth(y))
+
+    def logical_not(self, x: Any) -> Any:
+        """Whether it is 0, of complex numbers too."""
+        return self.xp.logical_not(_truth(x))
 
     def index_add(self, out: Any, index: Any, values: Any) -> None:
         """``out[index] += values``, with repeated places summed."""
-        self.xp.add.at(out, index, values)
+        if out.dtype.char in _ATOMIC:
+            self.xp.add.at(out, index, values)
+            return
+        # Sums in a dtype that CuPy has atomics for: wraparound and order of bits stay right.
+        if out.dtype.kind in "iub":
+            sums = self.xp.zeros(out.shape, "uint64")
+            values = self.xp.asarray(values).astype("int64").view("uint64")
+        else:
+            sums = self.xp.zeros(out.shape, "float32")
+            values = self.xp.asarray(values).astype("float32")
+        self.xp.add.at(sums, index, values)
+        out += sums.astype(out.dtype)
 
     def add_rows(self, out: Any, index: Any, rows: Any) -> None:
-        """``out[index[i]] += rows[i]``."""
-        self.xp.add.at(out, index, rows)
+        """``out[index[i]] += rows[i]``; half precisions are summed in float32."""
+        add = self.kernel("add_rows", out)
+        if add and out.flags.c_contiguous:
+            add(out, 0, index, rows)
+        elif out.dtype in HALF:
+            sums = self.xp.zeros(out.shape, np.float32)
+            self.xp.add.at(sums, index, rows.astype(np.float32))
+            out += sums.astype(out.dtype)
+        else:
+            self.index_add(out, index, rows)
+
+
+def _truth(x: Any) -> Any:
+    """Complex numbers as whether they are not 0; others as they are."""
+    return x != 0 if x.dtype.kind == "c" else x
+
+
+def _in_single(function: Callable[..., Any], back: bool) -> Callable[..., Any]:
+    """`function` with bfloat16 arguments as float32; `back` if the result is to be bfloat16."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        half = False
+        given = list(args)
+        for i, x in enumerate(args):
+            if getattr(x, "dtype", None) == bfloat16.numpy:
+                half, given[i] = True, x.astype("float32")
+        out = function(*given, **kwargs)
+        return out.astype(bfloat16.numpy) if half and back else out
+
+    return run
 
 
 @functools.cache
-def get_cuda() -> CupyBackend:
+def get_cuda() -> CudaBackend:
     """The one GPU backend.
 
     Raises:
@@ -71,7 +228,7 @@ def get_cuda() -> CupyBackend:
         ) from error
     if count == 0:
         raise DeviceError("cuda: CuPy is installed but no GPU is visible; stay on 'cpu'")
-    return CupyBackend(cupy)
+    return CudaBackend(cupy)
 
 
 def is_available() -> bool:

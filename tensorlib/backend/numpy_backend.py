@@ -34,11 +34,11 @@ class NumpyBackend(Backend):
             return lambda x: erf32(x) if x.dtype == np.float32 else function(x)
         return function
 
-    def from_host(self, array: Any, index: int | None) -> Any:
+    def from_host(self, array: Any, index: int | None, non_blocking: bool = False) -> Any:
         """The array itself."""
         return array
 
-    def to_host(self, array: Any) -> Any:
+    def to_host(self, array: Any, non_blocking: bool = False) -> Any:
         """The array itself."""
         return array
 

@@ -105,15 +105,14 @@ def _vjp(
     g: Any, b: Any, needs: Any, query: Any, key: Any, value: Any, mask: Any, out: Any, lse: Any,
     scale: float, causal: bool, dropout: float, seed: int, offset: int,
 ) -> tuple[Any, Any, Any, Any]:  # fmt: skip
-    g, g_lse = wide(g[0]), g[1]
-    q, k, v, out = wide(query), wide(key), wide(value), wide(out)
-    added = None if mask is None else wide(mask)
-    if q.size and k.size and v.size:
-        fused = b.kernel("attention_backward", q, k, v, g, out, _floating(added))
-        if fused:
-            return fused(
-                g, g_lse, out, lse, q, k, v, added, needs[3], scale, causal, dropout, seed, offset
-            )  # type: ignore[no-any-return]
+    g, g_lse = b.zeros_like(out) if g[0] is None else g[0], g[1]
+    q, k, v, added, fused = _operands(b, "attention_backward", query, key, value, mask, g, out)
+    if fused:
+        g, out = (x if q is query else wide(x) for x in (g, out))
+        return fused(
+            g, g_lse, out, lse, q, k, v, added, needs[3], scale, causal, dropout, seed, offset
+        )  # type: ignore[no-any-return]
+    g, out = wide(g), wide(out)
     heads, shared = q.shape[1], k.shape[1]
     k, v = _repeated(b, k, heads), _repeated(b, v, heads)
     level = b.where(lse == -math.inf, math.inf, lse)[..., None]
@@ -123,7 +122,7 @@ def _vjp(
     if dropout:
         factors = _factors(b, q, k, dropout, seed, offset)
         dp, dropped = dp * factors, p * factors
-    ds = p * (dp - ((g * out).sum(-1) - g_lse)[..., None])
+    ds = p * (dp - ((g * out).sum(-1) - (0 if g_lse is None else g_lse))[..., None])
     dq = b.matmul(ds, k) * scale
     dk, dv = b.matmul(ds.swapaxes(2, 3), q) * scale, b.matmul(dropped.swapaxes(2, 3), g)
     if shared != heads:
@@ -135,7 +134,24 @@ def _floating(mask: Any) -> Any:
     return None if mask is None or mask.dtype.kind == "b" else mask
 
 
-@primitive(promotion=None, outputs=("out", "lse"), reference=_reference, vjp=_vjp)
+def _operands(
+    b: Any, name: str, query: Any, key: Any, value: Any, mask: Any, *others: Any
+) -> tuple[Any, Any, Any, Any, Any]:
+    """What to compute with, and the kernel for it: of halves itself, or in single precision."""
+    if not (query.size and key.size and value.size):
+        return wide(query), wide(key), wide(value), None if mask is None else wide(mask), None
+    given = query, key, value, *others, _floating(mask)
+    fused = b.kernel(name, *given)
+    if fused or query.dtype not in HALF:
+        return query, key, value, mask, fused
+    given = tuple([None if x is None else wide(x) for x in given])
+    added = None if mask is None else wide(mask)
+    return (*given[:3], added, b.kernel(name, *given))
+
+
+@primitive(
+    promotion=None, outputs=("out", "lse"), materialize=False, reference=_reference, vjp=_vjp
+)
 def attention_p(
     b, query, key, value, mask, *, scale, causal, dropout=0.0, seed=0, offset=0
 ):  # fmt: skip
@@ -145,13 +161,10 @@ def attention_p(
     closes where it is False, another is added; it broadcasts to (B, H, L, S). Rows that see nothing
     are 0. Dropout takes its random words from block `offset` of stream `seed`.
     """
-    q, k, v = wide(query), wide(key), wide(value)
-    added = None if mask is None else wide(mask)
-    if q.size and k.size and v.size:
-        fused = b.kernel("attention", q, k, v, _floating(added))
-        if fused:
-            out, lse = fused(q, k, v, added, scale, causal, dropout, seed, offset)
-            return like(out, query), lse
+    q, k, v, added, fused = _operands(b, "attention", query, key, value, mask)
+    if fused:
+        out, lse = fused(q, k, v, added, scale, causal, dropout, seed, offset)
+        return like(out, query), lse
     k, v = _repeated(b, k, q.shape[1]), _repeated(b, v, q.shape[1])
     scores = _scores(b, q, k, added, scale, causal)
     if k.shape[2] == 0:

@@ -93,14 +93,16 @@ def zeros(*size: Any, out: Any = None, dtype: Any = None, layout: Any = None, de
           requires_grad: bool = False, pin_memory: bool = False) -> Any:  # fmt: skip
     """Zeros of a shape, given as ints or one sequence."""
     shape = _checked(shape_of(size), "zeros")
-    return _make(full_p, requires_grad, _kind(dtype), device, out, shape=shape, value=0)
+    made = _make(full_p, requires_grad, _kind(dtype), device, out, shape=shape, value=0)
+    return made.pin_memory() if pin_memory else made
 
 
 def ones(*size: Any, out: Any = None, dtype: Any = None, layout: Any = None, device: Any = None,
          requires_grad: bool = False, pin_memory: bool = False) -> Any:  # fmt: skip
     """Ones of a shape, given as ints or one sequence."""
     shape = _checked(shape_of(size), "ones")
-    return _make(full_p, requires_grad, _kind(dtype), device, out, shape=shape, value=1)
+    made = _make(full_p, requires_grad, _kind(dtype), device, out, shape=shape, value=1)
+    return made.pin_memory() if pin_memory else made
 
 
 def empty(
@@ -109,7 +111,8 @@ def empty(
 ) -> Any:  # fmt: skip
     """Memory of a shape, with whatever it holds."""
     shape = _checked(shape_of(size), "empty")
-    return _make(empty_p, requires_grad, _kind(dtype), device, out, shape=shape)
+    made = _make(empty_p, requires_grad, _kind(dtype), device, out, shape=shape)
+    return made.pin_memory() if pin_memory else made
 
 
 def full(
@@ -351,12 +354,14 @@ def tensor(
     else:
         where = _where(device)
         array = get_backend(where).from_host(_from_sequence(raw, kind), where.index)
-    result = wrap(array)
+    result = wrap(array).pin_memory() if pin_memory else wrap(array)
     return result.requires_grad_() if requires_grad else result
 
 
 def _foreign(data: Any) -> Any:
-    """Other array-likes: anything with __array__, __dlpack__, or a sequence."""
+    """Other array-likes: on a GPU, with __array__ or __dlpack__, or a sequence."""
+    if hasattr(data, "__cuda_array_interface__"):
+        return get_backend("cuda").xp.asarray(data)
     if hasattr(data, "__array__"):
         return np.asarray(data)
     if hasattr(data, "__dlpack__"):
@@ -401,6 +406,9 @@ def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Any:
             and not any(s < 0 for s in data.strides)
         ):
             return wrap(data)
+    elif hasattr(data, "__cuda_array_interface__"):
+        found = wrap(get_backend("cuda").xp.asarray(data))  # over the same memory
+        return as_tensor(found, dtype, device)
     return tensor(data, dtype=dtype, device=device)
 
 

@@ -129,7 +129,7 @@ def sign(b, x):
     if x.dtype.kind == "b":
         return x.copy()
     out = b.asarray(b.sign(x))
-    out[x != x] = 0
+    b.copyto(out, 0, where=x != x)
     return out
 
 

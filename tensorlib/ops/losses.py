@@ -82,10 +82,11 @@ def _cross_entropy_x(
     g: Any, b: Any, x: Any, target: Any, weight: Any, total: Any, scale: Any, smoothing: float
 ) -> Any:
     """softmax(x) times the weights of all terms of a loss, less these weights in their places."""
-    g_loss, g_total = wide(g[0]), g[1]
+    g_loss, g_total = g
     fused = b.kernel("cross_entropy_back", x, g_loss, total, weight)
     if fused:
         return fused(g_loss, g_total, x, target, weight, total, scale, smoothing)
+    g_loss = wide(g_loss)
     places, _ = _positions(b, target, x.shape[1])
     g_loss = b.where(target >= 0, g_loss if scale is None else g_loss * scale, 0)
     g_loss = g_loss.astype(total.dtype, copy=False)

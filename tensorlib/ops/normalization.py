@@ -107,17 +107,16 @@ def _vjp(
     g: Any, b: Any, needs: Any, x: Any, weight: Any, bias: Any, mean: Any, var: Any,
     axes: Axes, eps: float, centred: bool, shape: Shape, affine: Shape,
 ) -> tuple[Any, ...]:  # fmt: skip
-    first = wide(g[0])
-    fused = b.kernel("normalize_back", x, first, weight, bias)
+    fused = b.kernel("normalize_back", x, g[0], weight, bias)
     if fused:
         found = fused(
-            first, g[1], g[2], x, weight, bias, mean, var, axes, eps, centred, shape, affine
+            g[0], g[1], g[2], x, weight, bias, mean, var, axes, eps, centred, shape, affine
         )
         if found is not None:
             return found  # type: ignore[no-any-return]
     given = x, weight, bias
     x, weight, bias = _views(x, weight, bias, shape, affine)
-    g = (first.reshape(x.shape), g[1], g[2])
+    g = (wide(g[0]).reshape(x.shape), g[1], g[2])
     found = _gradients(g, b, needs, x, weight, bias, mean, var, axes, eps, centred)
     return tuple(
         [None if r is None else r.reshape(i.shape) for r, i in zip(found, given, strict=True)]
@@ -242,8 +241,11 @@ def _scale_x(g: Any, x_shape: Any, scale: Any) -> Any:
 )
 def scale_channels_p(b, x, scale, shift):
     """x · scale + shift with one scale and shift per channel of x (N, C, ...)."""
+    fused = b.kernel("scale_channels", x, scale, shift)
+    if fused:
+        return fused(x, scale, shift)
     values, scale, shift = wide(x), wide(scale), wide(shift)
-    fused = b.kernel("scale_channels", values, scale, shift)
+    fused = b.kernel("scale_channels", values, scale, shift) if values is not x else None
     if fused:
         return like(fused(values, scale, shift), x)
     column = (-1,) + (1,) * (x.ndim - 2)

@@ -6,6 +6,7 @@ import math
 import string
 from typing import Any
 
+from ..amp.policy import AS_GIVEN, LOWER, WIDEST, precision
 from ..autograd.core import TensorBase, apply
 from ..autograd.primitive import primitive, write_out
 from ..dtypes import HALF, as_dtype
@@ -73,7 +74,7 @@ def linear_p(b, x, weight, bias):
     """x Wᵀ + bias; x is (..., in), W (out, in)."""
     if bias is None:
         return matmul_p.forward(b, x, weight.transpose(1, 0))
-    if not x.dtype == weight.dtype == bias.dtype or x.dtype in HALF:
+    if not x.dtype == weight.dtype == bias.dtype or (x.dtype in HALF and b.name == "cpu"):
         out = matmul_p.forward(b, x, weight.transpose(1, 0))
         out += bias
         return out
@@ -145,6 +146,7 @@ def bmm(input: Any, mat2: Any, *, out: Any = None) -> Any:
     return matmul(input, mat2, out=out)
 
 
+@precision(AS_GIVEN)
 def mv(input: Any, vec: Any, *, out: Any = None) -> Any:
     """The product of a matrix and a vector."""
     _of_dims(input, 2, "mv", "input")
@@ -152,6 +154,7 @@ def mv(input: Any, vec: Any, *, out: Any = None) -> Any:
     return matmul(input, vec, out=out)
 
 
+@precision(AS_GIVEN, WIDEST)
 def dot(input: Any, tensor: Any, *, out: Any = None) -> Any:
     """The inner product of two vectors."""
     _of_dims(input, 1, "dot", "input")
@@ -166,6 +169,7 @@ def outer(input: Any, vec2: Any, *, out: Any = None) -> Any:
     return write_out(out, unsqueeze(input, 1) * unsqueeze(vec2, 0))
 
 
+@precision(LOWER, LOWER)
 def addmm(
     input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1, out: Any = None
 ) -> Any:
@@ -173,6 +177,7 @@ def addmm(
     return write_out(out, _scaled(input, beta) + _scaled(mm(mat1, mat2), alpha))
 
 
+@precision(LOWER, LOWER)
 def baddbmm(
     input: Any, batch1: Any, batch2: Any, *, beta: Any = 1, alpha: Any = 1, out: Any = None
 ) -> Any:
@@ -180,6 +185,7 @@ def baddbmm(
     return write_out(out, _scaled(input, beta) + _scaled(bmm(batch1, batch2), alpha))
 
 
+@precision(AS_GIVEN, LOWER)
 def addmv(input: Any, mat: Any, vec: Any, *, beta: Any = 1, alpha: Any = 1, out: Any = None) -> Any:
     """beta · input + alpha · (mat @ vec)."""
     return write_out(out, _scaled(input, beta) + _scaled(mv(mat, vec), alpha))
@@ -189,6 +195,7 @@ def _scaled(x: Any, factor: Any) -> Any:
     return x if factor == 1 else x * factor
 
 
+@precision(cuda=WIDEST)
 def tensordot(a: Any, b: Any, dims: Any = 2, out: Any = None) -> Any:
     """Sums of products over dimensions of `a` and `b`.
 

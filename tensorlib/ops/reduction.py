@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+from ..amp.policy import FLOAT32, precision
 from ..autograd.core import TensorBase, apply
 from ..autograd.primitive import primitive, write_out
 from ..dtypes import HALF, as_dtype, int64
@@ -473,6 +474,7 @@ def std_mean(
     return sqrt(v), m
 
 
+@precision(cuda=FLOAT32)
 @numpy_names
 def norm(
     input: Any, p: Any = "fro", dim: Any = None, keepdim: bool = False, dtype: Any = None

@@ -326,7 +326,7 @@ def erfinv(b, x):
 def lgamma(b, x):
     """log |Γ(x)|."""
     out = _special(b, "gammaln", x)
-    out[x == -math.inf] = math.inf
+    b.copyto(out, math.inf, where=x == -math.inf)
     return out
 
 

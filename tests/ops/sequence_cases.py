@@ -132,4 +132,28 @@ def recurrents() -> list[Case]:
     return found
 
 
-CASES = {"attention": attentions(), "recurrent": recurrents()}
+# --- feed-forward --------------------------------------------------------------------------------
+
+
+def feed_forward(x: Any, w1: Any, b1: Any, w2: Any, b2: Any, activation: str) -> Any:
+    """(out, what is kept, hidden) of act(x w1ᵀ + b1) w2ᵀ + b2."""
+    before = x @ w1.T + b1
+    if activation == "relu":
+        before = hidden = np.maximum(before, 0)
+    else:
+        inner = math.sqrt(2 / math.pi) * (before + 0.044715 * before**3)
+        hidden = 0.5 * before * (1 + np.tanh(inner))
+    rows = (-1, w1.shape[0])
+    return hidden @ w2.T + b2, before.reshape(rows), hidden.reshape(rows)
+
+
+FEED_FORWARD = [
+    Case(
+        (Values((*lead, 3)), Values((8, 3)), Values((8,)), Values((2, 8)), Values((2,))),
+        feed_forward, {"activation": activation}, result=("same",) * 3, tolerance=64,
+    )
+    for activation in ("relu", "gelu_tanh")
+    for lead in ((4,), (2, 3))
+]  # fmt: skip
+
+CASES = {"attention": attentions(), "feed_forward": FEED_FORWARD, "recurrent": recurrents()}

@@ -7,7 +7,7 @@
 `classification`  losses of classifiers: cross entropy and its kin
 `conv`            convolutions and their transposes
 `distance`        cosine_similarity, pairwise_distance
-`linear`          the affine map
+`linear`          the affine map, and two of them with an activation between
 `losses`          losses of regression, of distributions and of embeddings
 `normalization`   batch_norm to rms_norm
 `padding`         pad, and rearranging pixels
@@ -94,6 +94,7 @@ from tensorlib.nn.functional.distance import (
     pairwise_distance,
 )
 from tensorlib.nn.functional.linear import (
+    feed_forward,
     linear,
 )
 from tensorlib.nn.functional.losses import (
@@ -201,6 +202,7 @@ __all__ = [
     "elu_",
     "embedding",
     "feature_alpha_dropout",
+    "feed_forward",
     "fold",
     "gaussian_nll_loss",
     "gelu",

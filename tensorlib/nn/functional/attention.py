@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import tensorlib
+from tensorlib.amp.policy import LOWER, precision
 from tensorlib.autograd.core import apply
 from tensorlib.errors import ArgumentError, DtypeError, ShapeError
 from tensorlib.nn.functional.linear import linear
@@ -102,6 +103,7 @@ def _four_of_mask(mask: Any, lead: tuple[int, ...], full: tuple[int, ...]) -> An
     return reshape(mask, (math.prod(lead[:-1]), lead[-1], *mask.shape[-2:]))
 
 
+@precision(LOWER, LOWER)
 def scaled_dot_product_attention(
     query: Any,
     key: Any,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from tensorlib.amp.policy import FLOAT32, REFUSED, precision
 from tensorlib.autograd.core import TensorBase, apply, wrap
 from tensorlib.backend import get_backend
 from tensorlib.dtypes import FLOATING, int32, int64, uint8
@@ -92,7 +93,7 @@ def _weight_of(target: Any, weight: Any) -> Any:
     return where(valid, weight[where(valid, target, 0)], 0)
 
 
-def _scale(reduction: str, target: Any, count: Any, weight: Any) -> Any:
+def _scale(reduction: str, input: Any, target: Any, count: Any, weight: Any) -> Any:
     """What the sum of the losses is multiplied by: a number or a 0-d tensor; None for no sum."""
     if reduction == "none":
         return None
@@ -101,7 +102,7 @@ def _scale(reduction: str, target: Any, count: Any, weight: Any) -> Any:
     total = count if weight is None else _weight_of(target, weight).sum()
     if isinstance(total, TensorBase):
         if get_backend(total._array).name == "cuda" or total.requires_grad:
-            return 1 / total
+            return 1 / (total.double() if input._array.dtype.itemsize == 8 else total)
         total = float(total)
     return 1 / total if total else math.inf
 
@@ -117,6 +118,7 @@ def _with_batch(input: Any, target: Any, name: str) -> tuple[Any, Any, bool]:
     return input.unsqueeze(0), target.unsqueeze(0), True
 
 
+@precision(FLOAT32, FLOAT32)
 def nll_loss(
     input: Any,
     target: Any,
@@ -150,11 +152,12 @@ def nll_loss(
     loss = -apply(pick_class_p, (input, target))
     if weight is not None:
         loss = loss * _weight_of(target, weight)
-    scale = _scale(reduction, target, count, weight)
+    scale = _scale(reduction, input, target, count, weight)
     loss = loss if scale is None else loss.sum() * scale
     return loss.squeeze(0) if single and reduction == "none" else loss
 
 
+@precision(FLOAT32, FLOAT32)
 def cross_entropy(
     input: Any,
     target: Any,
@@ -199,7 +202,7 @@ def cross_entropy(
         loss = _soft_cross_entropy(input, target, weight, reduction, label_smoothing)
     else:
         target, count = _class_targets("cross_entropy", input, target, ignore_index)
-        scale = _scale(reduction, target, count, weight)
+        scale = _scale(reduction, input, target, count, weight)
         after = getattr(scale, "requires_grad", False)  # the weights are being trained
         given = (input, target, weight, 1.0 if after else scale)
         loss = apply(cross_entropy_p, given, {"smoothing": label_smoothing})[0]
@@ -228,6 +231,7 @@ def _soft_cross_entropy(
     return reduce_loss(loss, reduction)
 
 
+@precision(FLOAT32, REFUSED)
 def binary_cross_entropy(
     input: Any,
     target: Any,
@@ -267,6 +271,7 @@ def binary_cross_entropy(
     return reduce_loss(pair_loss("binary_cross_entropy", input, target, "none") * weight, reduction)
 
 
+@precision(FLOAT32, FLOAT32)
 def binary_cross_entropy_with_logits(
     input: Any,
     target: Any,
@@ -304,6 +309,7 @@ def binary_cross_entropy_with_logits(
     return reduce_loss(loss if weight is None else loss * weight, reduction)
 
 
+@precision(FLOAT32, FLOAT32)
 def soft_margin_loss(
     input: Any,
     target: Any,
@@ -333,6 +339,7 @@ def multilabel_soft_margin_loss(
     return reduce_loss(loss, reduction)
 
 
+@precision(FLOAT32, FLOAT32)
 def multi_margin_loss(
     input: Any,
     target: Any,

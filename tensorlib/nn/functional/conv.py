@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...amp.policy import LOWER, precision
 from ...autograd.core import apply
 from ...backend.windows import Pairs, Sizes, count
 from ...errors import ArgumentError, ShapeError
@@ -88,6 +89,7 @@ def _conv(
     return out if had_batch else out.squeeze(0)
 
 
+@precision(LOWER, LOWER)
 def conv1d(
     input: Any,
     weight: Any,
@@ -101,6 +103,7 @@ def conv1d(
     return _conv(1, input, weight, bias, stride, padding, dilation, groups)
 
 
+@precision(LOWER, LOWER)
 def conv2d(
     input: Any,
     weight: Any,
@@ -143,6 +146,7 @@ def conv2d(
     return _conv(2, input, weight, bias, stride, padding, dilation, groups)
 
 
+@precision(LOWER, LOWER)
 def conv3d(
     input: Any,
     weight: Any,
@@ -202,6 +206,7 @@ def _conv_transpose(
     return out if had_batch else out.squeeze(0)
 
 
+@precision(LOWER, LOWER)
 def conv_transpose1d(
     input: Any,
     weight: Any,
@@ -218,6 +223,7 @@ def conv_transpose1d(
     )
 
 
+@precision(LOWER, LOWER)
 def conv_transpose2d(
     input: Any,
     weight: Any,
@@ -257,6 +263,7 @@ def conv_transpose2d(
     )
 
 
+@precision(LOWER, LOWER)
 def conv_transpose3d(
     input: Any,
     weight: Any,

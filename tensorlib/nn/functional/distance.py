@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from tensorlib.amp.policy import FLOAT32, precision
 from tensorlib.dtypes import FLOATING
 from tensorlib.errors import DtypeError
 
 
+@precision(cuda=FLOAT32)
 def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Any:
     """x1 · x2 / (max(‖x1‖, eps) · max(‖x2‖, eps)) along `dim`; the inputs broadcast.
 

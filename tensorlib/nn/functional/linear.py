@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from tensorlib.amp.policy import LOWER, precision
 from tensorlib.autograd.core import apply
 from tensorlib.errors import DtypeError, ShapeError
 from tensorlib.ops.arguments import not_tensors
+from tensorlib.ops.feed_forward import feed_forward
 from tensorlib.ops.products import linear_p, matmul
 
+__all__ = ["feed_forward", "linear"]
 
+
+@precision(LOWER, LOWER)
 def linear(input: Any, weight: Any, bias: Any = None) -> Any:
     """x Wᵀ + bias.
 

@@ -6,6 +6,7 @@ import math
 import warnings
 from typing import Any
 
+from tensorlib.amp.policy import FLOAT32, precision
 from tensorlib.autograd.grad_mode import no_grad
 from tensorlib.errors import ArgumentError, ShapeError
 from tensorlib.nn.functional.distance import pairwise_distance
@@ -42,6 +43,7 @@ def _weighted(kind: str, input: Any, target: Any, weight: Any, reduction: str) -
     return reduce_loss(loss, reduction)
 
 
+@precision(FLOAT32, FLOAT32)
 def mse_loss(
     input: Any,
     target: Any,
@@ -65,6 +67,7 @@ def mse_loss(
     return _weighted("mse", input, target, weight, reduction)
 
 
+@precision(FLOAT32, FLOAT32)
 def l1_loss(
     input: Any,
     target: Any,
@@ -79,6 +82,7 @@ def l1_loss(
     return _weighted("l1", input, target, weight, reduction)
 
 
+@precision(FLOAT32, FLOAT32)
 def smooth_l1_loss(
     input: Any,
     target: Any,
@@ -101,6 +105,7 @@ def smooth_l1_loss(
     return pair_loss("smooth_l1", input, target, reduction, beta)
 
 
+@precision(FLOAT32)
 def huber_loss(
     input: Any,
     target: Any,
@@ -132,6 +137,7 @@ def huber_loss(
 # --- distributions -------------------------------------------------------------------------------
 
 
+@precision(FLOAT32, FLOAT32)
 def kl_div(
     input: Any,
     target: Any,
@@ -164,6 +170,7 @@ def kl_div(
     return loss / input.shape[0] if batchmean and input.ndim else loss
 
 
+@precision(FLOAT32, FLOAT32)
 def poisson_nll_loss(
     input: Any,
     target: Any,
@@ -246,6 +253,7 @@ def gaussian_nll_loss(
 # --- embeddings ----------------------------------------------------------------------------------
 
 
+@precision(FLOAT32, FLOAT32)
 def hinge_embedding_loss(
     input: Any,
     target: Any,
@@ -260,6 +268,7 @@ def hinge_embedding_loss(
     return reduce_loss(hinge + where(target != -1, input, 0), reduction)
 
 
+@precision(FLOAT32, FLOAT32)
 def margin_ranking_loss(
     input1: Any,
     input2: Any,
@@ -283,6 +292,7 @@ def margin_ranking_loss(
     return reduce_loss(maximum(-target * (input1 - input2) + margin, 0), reduction)
 
 
+@precision(FLOAT32, FLOAT32)
 def cosine_embedding_loss(
     input1: Any,
     input2: Any,
@@ -320,6 +330,7 @@ def cosine_embedding_loss(
     return reduce_loss(loss, reduction)
 
 
+@precision(FLOAT32, FLOAT32)
 def triplet_margin_loss(
     anchor: Any,
     positive: Any,

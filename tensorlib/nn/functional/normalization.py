@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from tensorlib.amp.policy import FLOAT32, precision
 from tensorlib.autograd.core import apply
 from tensorlib.autograd.primitive import write_out
 from tensorlib.dtypes import HALF, finfo
@@ -80,6 +81,7 @@ def _normalize_last(
     return _normalize(input, joined, weight, bias, (n,), (first,), eps, centred)[0]
 
 
+@precision(cuda=FLOAT32)
 def layer_norm(
     input: Any,
     normalized_shape: Sequence[int],
@@ -106,6 +108,7 @@ def layer_norm(
     return _normalize_last(input, shape, weight, bias, eps)
 
 
+@precision(cuda=FLOAT32)
 def rms_norm(
     input: Any, normalized_shape: Sequence[int], weight: Any = None, eps: float | None = None
 ) -> Any:
@@ -249,6 +252,7 @@ def instance_norm(
     return out
 
 
+@precision(cuda=FLOAT32)
 def group_norm(
     input: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5
 ) -> Any:
@@ -300,6 +304,7 @@ def local_response_norm(
     return input / (mean * alpha + k) ** beta
 
 
+@precision(cuda=FLOAT32)
 def normalize(input: Any, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> Any:
     """x / max(‖x‖_p, eps) along `dim`."""
     length = input.norm(p, dim, keepdim=True).clamp_min(eps)

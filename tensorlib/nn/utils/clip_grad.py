@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tensorlib.autograd.core import wrap
-from tensorlib.backend import get_backend
+from tensorlib.backend import at, get_backend
 from tensorlib.errors import AutogradError
 from tensorlib.ops.precision import wide
 from tensorlib.tensor import Tensor
@@ -44,6 +44,16 @@ def _norm(xp: Any, a: Any, p: float) -> Any:
     return (a**p).sum() ** (1 / p)
 
 
+def _kernel(name: str, tensors: list[Tensor]) -> Any:
+    """A GPU's kernel for all tensors in one launch, where it takes them; else None."""
+    b = get_backend(tensors[0]._array)
+    arrays = [t._array for t in tensors]
+    if b.name != "cuda" or len({a.device.id for a in arrays}) > 1:
+        return None
+    fit = all(a.flags.c_contiguous and b.kernel(name, a) for a in arrays)
+    return b.kernel(name, arrays[0]) if fit else None
+
+
 def get_total_norm(
     tensors: Tensors,
     norm_type: float = 2.0,
@@ -71,8 +81,13 @@ def get_total_norm(
 
         return tensor(0.0)
     xp = get_backend(tensors[0]._array).xp
-    norms = xp.stack([xp.asarray(_norm(xp, t._array, norm_type)) for t in tensors])
-    total = xp.asarray(_norm(xp, norms, norm_type))
+    together = _kernel("square_sums", tensors) if norm_type == 2.0 else None
+    with at(tensors[0]._array):
+        if together:
+            total = xp.sqrt(together([t._array for t in tensors]))
+        else:
+            norms = xp.stack([xp.asarray(_norm(xp, t._array, norm_type)) for t in tensors])
+            total = xp.asarray(_norm(xp, norms, norm_type))
     dtype = tensors[0]._array.real.dtype
     if error_if_nonfinite and not xp.isfinite(total):
         raise AutogradError(
@@ -80,7 +95,8 @@ def get_total_norm(
             "so it cannot be clipped. To disable this error and scale the gradients by the "
             "non-finite norm anyway, set `error_if_nonfinite=False`"
         )
-    return wrap(total.astype(dtype))
+    with at(total):
+        return wrap(total.astype(dtype))
 
 
 def clip_grads_with_norm_(
@@ -94,18 +110,34 @@ def clip_grads_with_norm_(
         total_norm: The norm they have.
         foreach: Accepted; there is one implementation.
     """
-    for g in _gradients(_as_list(parameters)):
-        xp = get_backend(g._array).xp
-        norm = total_norm._array if xp.__name__ == "cupy" else float(total_norm)
-        scale = xp.minimum(float(max_norm) / (norm + 1e-6), 1.0)  # on a GPU, without waiting for it
-        array = g._array
-        if xp.__name__ != "cupy" and scale == 1.0:
-            continue  # already short enough
-        if array.dtype.itemsize < 4:
-            array[...] = array * scale.astype("float32")
-        else:
-            xp.multiply(array, scale.astype(array.real.dtype), out=array)
-        g._bump()
+    gradients = _gradients(_as_list(parameters))
+    together = _kernel("unscale", gradients) if gradients else None
+    if together:
+        xp, norm = get_backend(gradients[0]._array).xp, total_norm._array
+        with at(norm):
+            scale = xp.minimum(float(max_norm) / (norm + 1e-6), 1.0)
+            together([g._array for g in gradients], scale.astype("float32"))
+        for g in gradients:
+            g._bump()
+        return
+    for g in gradients:
+        with at(g._array):
+            _shorten(g, max_norm, total_norm)
+
+
+def _shorten(g: Tensor, max_norm: float, total_norm: Tensor) -> None:
+    """Scale one gradient in place."""
+    xp = get_backend(g._array).xp
+    norm = total_norm._array if xp.__name__ == "cupy" else float(total_norm)
+    scale = xp.minimum(float(max_norm) / (norm + 1e-6), 1.0)  # on a GPU, without waiting for it
+    array = g._array
+    if xp.__name__ != "cupy" and scale == 1.0:
+        return  # already short enough
+    if array.dtype.itemsize < 4:
+        array[...] = array * scale.astype("float32")
+    else:
+        xp.multiply(array, scale.astype(array.real.dtype), out=array)
+    g._bump()
 
 
 def _norm_over_ranks(parameters: list[Tensor], norm_type: float, error: bool) -> Tensor:
