@@ -31,10 +31,10 @@ from tensorlib.distributed.call import RECORD_BYTES
 from tensorlib.distributed.communicator import Fold, Requests
 from tensorlib.distributed.mpi import MPICommunicator
 from tensorlib.distributed.reduction import UFUNCS, Array, ReduceOp, as_bytes, copy_back, divide
-from tensorlib.distributed.work import Request, is_idle
+from tensorlib.distributed.work import Request, is_busy, is_idle
 
 _RING = 16  # headers that a rank has room for; half of them may be under way at once
-_POSTED, _PHASE, _PLACE, _SECOND_PLACE = range(4)  # a rank's words
+_POSTED, _PHASE, _PLACE, _SECOND_PLACE, _CLOSED = range(5)  # a rank's words
 _INSIDE_BYTES = 1 << 14  # up to here a tensor travels in the header
 _IN_PLACE_BYTES = 1 << 15  # from here on a tensor is shared where it lies: copying it costs more
 _STAGE_BYTES = 1 << 20  # a staging block up to here is kept for the next call
@@ -49,6 +49,7 @@ _WORDS = _PAYLOADS_AT + _RING * _INSIDE_BYTES // 8
 _INSIDE, _LATER = -1, -2
 
 _fence = threading.Lock()  # taking and leaving it orders memory on every processor
+_blocks: list[tuple[Lease, memoryview]] = []  # of groups of which this is rank 0, and who closed them
 
 
 class _Until:
@@ -135,10 +136,13 @@ class SharedMemoryCommunicator(MPICommunicator):
         self._made = self._posted = self._over = self._phase = 0
         self._shown: _Shown | None = None  # from the header until the transfer begins
         self._stages: dict[int, Lease] = {}
-        self._kept = arena().zeros(8 * self.size * _WORDS) if self.rank == 0 else None
-        offset = comm.bcast(None if self._kept is None else self._kept.offset)
+        block = arena().zeros(8 * self.size * _WORDS) if self.rank == 0 else None
+        offset = comm.bcast(None if block is None else block.offset)
         control = mappings[0].array(offset, (self.size, _WORDS), np.int64)
         self._words = memoryview(control).cast("B").cast("q")
+        if block is not None:
+            _blocks[:] = [kept for kept in _blocks if not all(kept[1])]
+            _blocks.append((block, self._words[_CLOSED :: _WORDS]))
         payloads = control[:, _PAYLOADS_AT:].reshape(self.size, _RING, -1)
         self._payloads = cache(payloads.view)  # by dtype
         records = control[:, _RECORDS_AT:_PAYLOADS_AT].reshape(self.size, _RING, -1)
@@ -146,7 +150,15 @@ class SharedMemoryCommunicator(MPICommunicator):
             [memoryview(row.view(np.uint8))[:RECORD_BYTES] for row in slot]
             for slot in records.swapaxes(0, 1)
         ]
-        comm.Barrier()  # the block is mapped before rank 0 could drop it
+
+    def close(self) -> None:
+        """Free what the group holds, if nothing is under way on it.
+
+        Rank 0 keeps the block of the headers until all have closed: a peer may still look at it.
+        """
+        if not is_busy(self):
+            self._tell(_CLOSED, 1)
+        super().close()
 
     def shared(self, count: int, like: Array) -> Array | None:
         """One vector that all ranks have; it lies in rank 0's arena."""

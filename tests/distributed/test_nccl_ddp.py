@@ -104,7 +104,7 @@ def test_shards_on_cuda_parameters_as_on_the_cpu(world, cupy) -> None:
         low, high = (4 * (4 * (group.rank + k) // group.size) for k in (0, 1))
         for model, place in ((on_cpu, "cpu"), (on_gpu, "cuda")):
             ddp = nn.parallel.DistributedDataParallel(
-                model, process_group=process_group, logical_shards=4, bucket_cap_mb=0.0002
+                model, process_group=process_group, logical_shards=8, bucket_cap_mb=0.0002
             )
             tl.manual_seed(2)
             for _ in range(2):

@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Iterator
+from datetime import timedelta
 
 import ml_dtypes
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.testing import assert_array_equal
 
 from tensorlib.distributed import ReduceOp
 from tensorlib.distributed.communicator import Communicator
+from tensorlib.errors import CollectiveTimeoutError
 
 pytestmark = pytest.mark.mpi(min_size=2)
 
@@ -174,3 +176,18 @@ def test_a_fork_beside_collectives(world) -> None:
     assert_array_equal(y, np.full_like(y, float(world.size)))
     for one in begin:
         os.close(one)
+
+
+def test_the_headers_outlive_rank_0s_part_in_the_group(world: Communicator) -> None:
+    group = world.split(0)
+    group.barrier().wait()
+    if world.rank == 0:
+        group.close()
+        taken = [np.full(2**18, -1) for _ in range(50)]  # counters that nobody would reach
+    world.barrier().wait()
+    if world.rank:
+        with pytest.raises(CollectiveTimeoutError, match="rank 0 did not arrive"):
+            group.barrier().wait(timedelta(seconds=0.5))
+    world.barrier().wait()
+    if world.rank == 0:
+        assert all((block == -1).all() for block in taken)
