@@ -11,6 +11,7 @@ are ranks of the group.
 
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -44,6 +45,7 @@ Arrays = Any  # one per rank: a list, or an array with a leading dimension (size
 Requests = Iterable[Request]
 Fold = Callable[[list[Array]], Array]
 _SHOWN = 32  # ranks in a report
+_groups: Counter[tuple[int, ...]] = Counter()  # how many were made, by their ranks
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Communicator(ABC):
 
     Attributes:
         crowded: whether ranks may have to share a core.
+        key: a number that tells it from other groups, also of the same ranks; not 0.
     """
 
     capabilities: ClassVar[Capabilities]
@@ -77,6 +80,8 @@ class Communicator(ABC):
         self.size = len(self.ranks)
         self.timeout_s = timeout_s
         self.crowded = self.size > (os.cpu_count() or 1)
+        _groups[self.ranks] += 1
+        self.key = checksum((*self.ranks, -_groups[self.ranks]))
         self._sequence = 0
         self._broken: CollectiveTimeoutError | None = None
 
@@ -366,7 +371,7 @@ class Communicator(ABC):
         """The report of a wait that took too long; the group is out of step from here on."""
         call, me = work.call, self.ranks[self.rank]
         seen = self.sightings(work)
-        mine = checksum(self.ranks), call.sequence
+        mine = self.key, call.sequence
         here = {rank for rank, s in seen.items() if (s.group, s.sequence) == mine}
         absent = [rank for rank in self.ranks if rank != me and rank not in here]
         if work.arrived:

@@ -37,9 +37,9 @@ _SIOCGIFADDR = 0x8915  # the address of a network interface, see netdevice(7)
 _TOLD = 16  # ranks whose state is told along with an answer
 
 
-def checksum(ranks: tuple[int, ...]) -> int:
+def checksum(numbers: tuple[int, ...]) -> int:
     """A short name of a group, which fits a datagram however many ranks it has; never 0."""
-    return zlib.crc32(repr(ranks).encode()) or 1
+    return zlib.crc32(repr(numbers).encode()) or 1
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Sighting:
     """What is known of a rank.
 
     Attributes:
-        group: a checksum of the ranks of the group whose collective it waits in; 0 if it does not.
+        group: the key of the group whose collective it waits in; 0 if it waits in none.
         sequence: the number of that call in its group.
         text: for people: "waits in all_reduce (call 3)", "is at train.py:12 in main".
     """
@@ -202,10 +202,10 @@ class Lookout:
             if gone is None or gone.is_over:
                 return Sighting(0, 0, f"is at {self._line()}")
             text = f"has given up {gone.describe()}, is at {self._line()}"
-            return Sighting(checksum(gone.communicator.ranks), gone.call.sequence, text)
+            return Sighting(gone.communicator.key, gone.call.sequence, text)
         waited_s = time.monotonic() - self._since
         text = f"waits in {work.describe()} at {self._line()}, for {waited_s:.1f} s"
-        return Sighting(checksum(work.communicator.ranks), work.call.sequence, text)
+        return Sighting(work.communicator.key, work.call.sequence, text)
 
     def _line(self) -> str:
         """The innermost line of the main thread outside this library."""

@@ -49,7 +49,8 @@ _WORDS = _PAYLOADS_AT + _RING * _INSIDE_BYTES // 8
 _INSIDE, _LATER = -1, -2
 
 _fence = threading.Lock()  # taking and leaving it orders memory on every processor
-_blocks: list[tuple[Lease, memoryview]] = []  # of groups of which this is rank 0, and who closed them
+# The blocks of groups of which this is rank 0, and who has closed its part.
+_blocks: list[tuple[Lease, memoryview]] = []
 
 
 class _Until:
@@ -142,7 +143,7 @@ class SharedMemoryCommunicator(MPICommunicator):
         self._words = memoryview(control).cast("B").cast("q")
         if block is not None:
             _blocks[:] = [kept for kept in _blocks if not all(kept[1])]
-            _blocks.append((block, self._words[_CLOSED :: _WORDS]))
+            _blocks.append((block, self._words[_CLOSED::_WORDS]))
         payloads = control[:, _PAYLOADS_AT:].reshape(self.size, _RING, -1)
         self._payloads = cache(payloads.view)  # by dtype
         records = control[:, _RECORDS_AT:_PAYLOADS_AT].reshape(self.size, _RING, -1)

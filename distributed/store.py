@@ -29,7 +29,7 @@ import numpy as np
 from tensorlib.distributed import store_server
 from tensorlib.distributed.call import RECORD_BYTES, name_ranks
 from tensorlib.distributed.communicator import Capabilities, Communicator, Requests
-from tensorlib.distributed.lookout import Sighting, checksum
+from tensorlib.distributed.lookout import Sighting
 from tensorlib.distributed.reduction import UFUNCS, Array, ReduceOp, as_bytes, divide
 from tensorlib.distributed.store_server import frame, unframe
 from tensorlib.distributed.work import Steps, Work
@@ -471,7 +471,7 @@ class StoreCommunicator(Communicator):
                 return {}
             time.sleep(1e-3)
         who = answer.message["who"]
-        here = Sighting(checksum(self.ranks), work.call.sequence, "has made the call")
+        here = Sighting(work.communicator.key, work.call.sequence, "has made the call")
         away = Sighting(0, 0, "has not made the call")
         return {rank: here if rank in who else away for rank in self.ranks}
 

@@ -101,7 +101,7 @@ def test_shards_on_cuda_parameters_as_on_the_cpu(world, cupy) -> None:
         batch = tl.randn(16, 6)
         on_cpu, on_gpu = network(), network().to("cuda")
         on_gpu.load_state_dict({k: v.to("cuda") for k, v in on_cpu.state_dict().items()})
-        low, high = (4 * (4 * (group.rank + k) // group.size) for k in (0, 1))
+        low, high = (2 * (8 * (group.rank + k) // group.size) for k in (0, 1))
         for model, place in ((on_cpu, "cpu"), (on_gpu, "cuda")):
             ddp = nn.parallel.DistributedDataParallel(
                 model, process_group=process_group, logical_shards=8, bucket_cap_mb=0.0002
