@@ -82,6 +82,22 @@ def run_ranks(run_process: RunProcess, tmp_path: Path) -> RunRanks:
 
 
 @pytest.fixture
+def check_suite() -> Callable[..., None]:
+    """Run tests marked ``mpi`` on several ranks; fail with what they wrote if one of them fails."""
+
+    def check(run: RunRanks, size: int, files: Sequence[Path], **options: Any) -> None:
+        program = ["-m", "pytest", "--only-mpi", "-q", "-x", "-p", "no:cacheprovider"]
+        # No rank may clear away the temporary folders of another.
+        program += ["-o", "tmp_path_retention_count=100"]
+        done = run(size, [*program, *files], **options)
+        if done.returncode or done.stdout.count(" passed") != size:
+            output = f"{done.stdout[-15000:]}\n{done.stderr[-5000:]}"
+            pytest.fail(f"{size} ranks: exit code {done.returncode}\n{output}")
+
+    return check
+
+
+@pytest.fixture
 def run_script(run_ranks: RunRanks, tmp_path: Path) -> RunRanks:
     """Start a script, given as text, on several ranks."""
 

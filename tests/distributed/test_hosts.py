@@ -36,25 +36,24 @@ RunRanks = Callable[..., CompletedProcess[str]]
 on_ranks = pytest.mark.mpi(min_size=2)
 
 
-def suite(*names: str) -> list[object]:
-    """The command that runs some of the tests beside this one on ranks."""
-    pytest_command = ["-m", "pytest", "--only-mpi", "-q", "-x", "-p", "no:cacheprovider"]
-    return [*pytest_command, *(HERE / f"test_{name}.py" for name in names)]
-
-
-def check(done: CompletedProcess[str], ranks: int) -> None:
-    if done.returncode or done.stdout.count(" passed") != ranks:
-        pytest.fail(f"exit code {done.returncode}\n{done.stdout[-9000:]}\n{done.stderr[-3000:]}")
+def files(*names: str) -> list[Path]:
+    """Some of the tests beside this one."""
+    return [HERE / f"test_{name}.py" for name in names]
 
 
 @pytest.mark.mpi_skip
 @pytest.mark.parametrize(
     ("hosts", "size", "more"),
-    [(EVEN, 4, MORE_TESTS), (UNEVEN, 4, []), (ALTERNATING, 4, [])],
-    ids=["even", "uneven", "alternating"],
+    [
+        pytest.param(EVEN, 4, MORE_TESTS, id="even"),
+        pytest.param(UNEVEN, 4, [], id="uneven", marks=pytest.mark.soak),
+        pytest.param(ALTERNATING, 4, [], id="alternating", marks=pytest.mark.soak),
+    ],
 )
-def test_on_hosts(hosts: str, size: int, more: list[str], run_ranks: RunRanks) -> None:
-    check(run_ranks(size, suite(*TESTS, *more), timeout_s=180, hosts=hosts), size)
+def test_on_hosts(
+    hosts: str, size: int, more: list[str], run_ranks: RunRanks, check_suite: Callable[..., None]
+) -> None:
+    check_suite(run_ranks, size, files(*TESTS, *more), timeout_s=180, hosts=hosts)
 
 
 @pytest.mark.mpi_skip
@@ -386,9 +385,14 @@ dist.all_reduce(x)
 
 @pytest.mark.soak
 @pytest.mark.mpi_skip
-def test_the_suite_on_real_hosts(cluster: Cluster, run_there: RunRanks) -> None:
+def test_the_suite_on_real_hosts(
+    cluster: Cluster, run_there: RunRanks, check_suite: Callable[..., None]
+) -> None:
+    def run(ranks: int, program: list[object]) -> CompletedProcess[str]:
+        return run_there(*program, timeout_s=300)
+
     before = cluster.carried_bytes()
-    check(run_there(*suite(*TESTS, *MORE_TESTS), timeout_s=300), 4)
+    check_suite(run, 4, files(*TESTS, *MORE_TESTS))
     assert cluster.carried_bytes() - before > 10_000_000
 
 
