@@ -174,7 +174,8 @@ def test_what_is_not_needed_any_more_goes_back_by_itself(arena):
     x = np.ones(300 * MB, np.uint8)
     del x
     assert tl.memory_reserved() - reserved >= 300 * MB
-    for _ in range(600):  # periods end after some GB, untouched here
+    # Three periods of eight times what is needed, untouched here.
+    for _ in range(3 * 8 * (reserved + 300 * MB) // (10 * MB)):
         np.empty(10 * MB, np.uint8)
     assert tl.memory_reserved() - reserved < 150 * MB
 
