@@ -106,7 +106,7 @@ def test_wheel_metadata(wheel: Path) -> None:
     base = {line.split(">")[0] for line in requires if "extra ==" not in line}
     kernels = {"numba", "scipy-openblas32"}
     assert base == {"numpy", "scipy", "ml_dtypes", "threadpoolctl"} | kernels
-    extras = {"mpi", "cuda12", "cuda13", "examples", "test", "dev"}
+    extras = {"mpi", "cuda12", "cuda13", "cudnn12", "cudnn13", "examples", "test", "dev"}
     assert set(metadata.get_all("Provides-Extra", [])) == extras
     assert not any("torch" in line for line in requires)
     assert dict(entry_points["console_scripts"]) == {"tlrun": "tensorlib.launch.cli:main"}
