@@ -194,8 +194,10 @@ class Arena:
         self.record[layout.FILE] = fd
 
     def give_back(self) -> None:
-        """Give the pages of freed blocks back to the system."""
+        """Give the pages of freed blocks back to the system, and forget what was needed so far."""
         self._give_back(self.record.ctypes.data, 0)
+        self.record[layout.PERIOD_PEAK] = self.record[layout.HELD]
+        self.record[layout.LAST_PEAK] = self.record[layout.FLOW] = 0
 
     def allocated(self) -> int:
         """Bytes in use by arrays."""

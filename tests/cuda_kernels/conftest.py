@@ -21,7 +21,7 @@ class OnStrict(Emulator):
         pass
 
 
-@pytest.fixture(params=["forwards", "backwards"])
+@pytest.fixture(params=["forwards", pytest.param("backwards", marks=pytest.mark.soak)])
 def emulator(request):
     """Runs the kernels on NumPy arrays, its threads in rising or falling order."""
     _need_compiler()
