@@ -1,4 +1,7 @@
-"""Kernels on the host: on NumPy's arrays, and on the stand-in for CuPy."""
+"""Kernels on the host: on NumPy's arrays, and on the stand-in for CuPy.
+
+What runs them is marked ``soak``: compiling all of them takes some minutes.
+"""
 
 from unittest import mock
 
@@ -21,7 +24,9 @@ class OnStrict(Emulator):
         pass
 
 
-@pytest.fixture(params=["forwards", pytest.param("backwards", marks=pytest.mark.soak)])
+@pytest.fixture(
+    params=[pytest.param(order, marks=pytest.mark.soak) for order in ("forwards", "backwards")]
+)
 def emulator(request):
     """Runs the kernels on NumPy arrays, its threads in rising or falling order."""
     _need_compiler()

@@ -12,6 +12,8 @@ import tensorlib as tl
 from tensorlib import nn
 from tensorlib.nn import functional as F
 
+pytestmark = pytest.mark.soak
+
 
 def both(function, *shapes, dtype=tl.float32):
     """The function's results and gradients on the CPU in float32, and on the stand-in."""
