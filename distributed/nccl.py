@@ -23,6 +23,7 @@ Source: NCCL user guide 2.32, "Using multiple communicators concurrently", "Grou
 import importlib
 import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Sequence
@@ -44,6 +45,8 @@ from tensorlib.errors import (
 )
 
 _ID_BYTES = 128
+_NOTE = struct.Struct(f"<qq{_ID_BYTES}s")  # a message's number and bytes, its channel's id
+_GAP_S = 2.0  # before a message that nobody asks for is said to be missing
 _OLDEST = 21000  # NCCL 2.10: the first with AVG and bfloat16
 # NumPy's name: NCCL's type, and how many of them one element is.
 _TYPES = {
@@ -146,20 +149,32 @@ class _Channel:
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
         self.opening: Opening | None = None
-        self.called = 0  # messages that the sender's host has started
+        self.called = 0  # messages that this rank has sent
         self.through = 0  # messages that have been given to the GPU
+        self.headed: set[int] = set()  # the numbers of those that are about to be
 
 
 class _Turn:
     """A message's turn in its channel, once that is open."""
 
-    def __init__(self, channel: _Channel, number: int) -> None:
-        self._channel, self._number = channel, number
+    def __init__(self, carrier: "NCCLCarrier", channel: _Channel, number: int) -> None:
+        self._carrier, self._channel, self._number = carrier, channel, number
+        self._since = time.monotonic()
 
     def Test(self) -> bool:
         """Whether it has come."""
-        opening = self._channel.opening
-        return opening is not None and opening.Test() and self._channel.through == self._number
+        channel = self._channel
+        is_open = channel.opening is not None and channel.opening.Test()
+        if is_open and channel.through == self._number:
+            return True
+        missing = channel.through not in channel.headed and not self._carrier.awaited
+        if missing and time.monotonic() - self._since > _GAP_S:
+            raise CollectiveMismatchError(
+                f"recv: message {self._number} of its sender came and message {channel.through} "
+                "was not asked for; over NCCL, messages between two ranks are received in the "
+                "order in which they were sent"
+            )
+        return False
 
 
 class NCCLCarrier(Carrier):
@@ -181,6 +196,7 @@ class NCCLCarrier(Carrier):
         self._group = group
         self._opening: Opening | None = None
         self._channels: dict[tuple[int, int], _Channel] = {}
+        self.awaited = 0  # receives whose header has not come
         self._aborted = False
 
     def open(self) -> str:
@@ -296,48 +312,48 @@ class NCCLCarrier(Carrier):
 
     def _send(self, channel: _Channel, number: int, unique_id: bytes, *message: Any) -> Steps:
         record, array, peer, tag = message
-        note = np.frombuffer(number.to_bytes(8, "little") + unique_id, np.uint8)
+        note = np.frombuffer(_NOTE.pack(number, array.nbytes, unique_id), np.uint8)
         yield from self._group.host._send(record, note, peer, tag)
-        yield from self._take_turn(channel, number)
-        comm = self._opened(channel)
-        if array.nbytes:
-            with self._calling("send"):
-                comm.send(array.data.ptr, array.nbytes, self._byte, 1, channel.lane.stream.ptr)
-        channel.through += 1
+        yield from self._in_turn(channel, number, "send", array, 1)
 
     def recv(self, record: bytearray, array: Array, peer: int | None, tag: int) -> Requests:
         """See ``Communicator``."""
-        note = np.empty(8 + _ID_BYTES, np.uint8)
-        yield from self._group.host._recv(record, note, peer, tag)
+        note = np.empty(_NOTE.size, np.uint8)
+        self.awaited += 1
+        try:
+            yield from self._group.host._recv(record, note, peer, tag)
+        finally:
+            self.awaited -= 1
         sent = Call.unpack(record)
-        number, unique_id = int(note[:8].view(np.int64)[0]), note[8:].tobytes()
+        number, nbytes, unique_id = _NOTE.unpack(note.tobytes())
         channel = self._channel(sent.root, self._rank)
-        if channel.opening is None:
+        if number == 0:
             channel.opening = Opening(channel.lane, 2, unique_id, 1)
-        if number != channel.called:
-            raise CollectiveMismatchError(
-                f"recv: rank {self._group.ranks[self._rank]} received message {number} of rank "
-                f"{self._group.ranks[sent.root]} before message {channel.called}; over NCCL, "
-                "messages between two ranks are received in the order in which they were sent"
-            )
-        channel.called += 1
-        if sent.payload != f"{array.dtype.name}@cuda{list(array.shape)}":
-            return  # the caller of this says what differs
-        yield from self._take_turn(channel, number)
-        comm = self._opened(channel)
-        if array.nbytes:
-            with self._calling("recv"):
-                comm.recv(array.data.ptr, array.nbytes, self._byte, 0, channel.lane.stream.ptr)
-        channel.through += 1
+        if array.nbytes != nbytes:  # the caller of this refuses it; the next one can be right
+            array = self._xp.empty(nbytes, np.uint8)
+        yield from self._in_turn(channel, number, "recv", array, 0)
 
-    def _take_turn(self, channel: _Channel, number: int) -> Requests:
-        """Go over to the channel's lane when the messages before this one have been given to it."""
+    def _in_turn(
+        self, channel: _Channel, number: int, name: str, array: Array, peer: int
+    ) -> Requests:
+        """Transfer on the channel's lane, once the messages before this one have been given to it.
+
+        ``name`` is NCCL's function, ``peer`` the other side's number in the channel.
+        """
         work = self.lane.running
         assert work is not None
         work.lane = channel.lane
-        yield _Turn(channel, number)
+        channel.headed.add(number)
+        yield _Turn(self, channel, number)
         # From here on the channel's stream is the current one.
         channel.lane.follow()
+        comm = self._opened(channel)
+        if array.nbytes:
+            with self._calling(name):
+                at, stream = array.data.ptr, channel.lane.stream.ptr
+                getattr(comm, name)(at, array.nbytes, self._byte, peer, stream)
+        channel.headed.discard(number)
+        channel.through += 1
 
     def _channel(self, sender: int, receiver: int) -> _Channel:
         key = sender, receiver

@@ -1,8 +1,8 @@
 """NCCL without a GPU: `cupy.cuda.nccl` for the stand-in for CuPy, moving memory over MPI.
 
-Every rank is a real process under mpiexec. A transfer is made when it is called, by blocking MPI
-calls on the addresses that it is given, and recorded in the stand-in's log with its stream, so that
-`Order` can tell what the events allow on a GPU, where all streams run at once.
+Every rank is a real process under mpiexec. A transfer is made when it is called, by MPI calls on
+the addresses that it is given, and recorded in the stand-in's log with its stream, so that `Order`
+can tell what the events allow on a GPU, where all streams run at once.
 
 It refuses what NCCL refuses: other types and operations, calls outside its device.
 """
@@ -12,15 +12,20 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
+import threading
+import time
 import types
 from collections.abc import Iterator
+from multiprocessing.connection import Client, Listener
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tensorlib.distributed import work
 from tensorlib.distributed.communicator import Communicator
 from tensorlib.distributed.gpu import GpuCommunicator
+from tensorlib.distributed.reduction import as_bytes
 
 from .. import strict_cupy
 from ..strict_cupy import cuda
@@ -72,7 +77,11 @@ def _at(pointer: int, count: int, datatype: int) -> np.ndarray:
 
 
 class NcclCommunicator:
-    """A communicator whose ranks are found by the id, which names them."""
+    """A communicator whose ranks meet at the port that the id names.
+
+    They do not meet over MPI: a communicator is opened in a thread of its own, and MPICH 5.0.2 now
+    and then loses a probe from any rank while another thread calls it.
+    """
 
     def __init__(self, size: int, unique_id: bytes, rank: int) -> None:
         from mpi4py import MPI
@@ -82,10 +91,8 @@ class NcclCommunicator:
             raise NcclError(settings.refuses)
         self.device, self.tag = cuda.state.device, int.from_bytes(unique_id[:4], "little")
         self.size, self.rank = size, rank
-        # World ranks meet by the id: each sends its own to all, as only the members listen.
-        world = MPI.COMM_WORLD
-        self._comm = world
-        self._ranks = _meet(world, self.tag, size, rank)
+        self._comm = MPI.COMM_WORLD
+        self._ranks = _meet(unique_id, size, rank)
 
     def _begin(self, op: str, stream: int, *arrays: np.ndarray) -> None:
         assert cuda.state.device == self.device, "NCCL is called on its device"
@@ -162,10 +169,12 @@ class NcclCommunicator:
         memory = _at(pointer, count, kind)
         self._begin(op, stream, memory)
         if op == "send":
-            sent = self._comm.isend(memory.copy(), self._ranks[peer], self.tag)
+            sent = self._comm.Isend(as_bytes(memory.copy()), self._ranks[peer], self.tag)
             _sent[:] = [request for request in _sent if not request.Test()] + [sent]
         else:
-            memory[...] = self._comm.recv(source=self._ranks[peer], tag=self.tag)
+            request = self._comm.Irecv(as_bytes(memory), self._ranks[peer], self.tag)
+            while not request.Test():
+                _go_on()
 
     def check_async_error(self) -> None:
         if settings.async_error:
@@ -176,25 +185,41 @@ class NcclCommunicator:
         cuda.log.append(("nccl", "abort", 0, []))
 
     def destroy(self) -> None:
+        while unread := self._comm.Improbe(tag=self.tag):  # else MPI does not end well
+            unread.Recv(bytearray(1 << 10))
         cuda.log.append(("nccl", "destroy", 0, []))
 
 
-def _meet(world: Any, tag: int, size: int, rank: int) -> list[int]:
+def _meet(unique_id: bytes, size: int, rank: int) -> list[int]:
     """The world ranks of those who open the communicator of an id, by its ranks."""
-    if size == 1:
-        return [world.rank]
-    # NCCL's id holds the address of the rank that made it: here its world rank.
-    maker, tag = tag & 0x3FF, tag
-    if world.rank != maker:
-        world.send((rank, world.rank), maker, tag)
-        found: list[int] = world.recv(source=maker, tag=tag)
-        return found
-    places = dict([(rank, world.rank), *(world.recv(tag=tag) for _ in range(size - 1))])
-    ranks = [places[r] for r in range(size)]
-    for r, peer in enumerate(ranks):
-        if r != rank:
-            world.send(ranks, peer, tag)
+    from mpi4py import MPI
+
+    port = int.from_bytes(unique_id[4:8], "little")
+    with Client(("127.0.0.1", port)) as root:
+        root.send((rank, size, MPI.COMM_WORLD.rank))
+        ranks: list[int] = root.recv()
     return ranks
+
+
+def _introduce(listener: Listener) -> None:
+    """Runs beside the rank that made an id, as NCCL's bootstrap does: wait for all, tell all."""
+    with listener, contextlib.ExitStack() as stack:
+        size, places = 1, {}
+        connections = []
+        while len(places) < size:
+            connections.append(stack.enter_context(listener.accept()))
+            rank, size, place = connections[-1].recv()
+            places[rank] = place
+        for connection in connections:
+            connection.send([places[r] for r in range(size)])
+
+
+def _go_on() -> None:
+    """On a GPU a receive waits beside the host; here the host goes on with its other messages."""
+    for message in list(work._messages):
+        if not message._steps.gi_running:
+            message.advance()
+    time.sleep(1e-4)
 
 
 _sent: list[Any] = []  # requests of messages under way
@@ -229,7 +254,9 @@ def get_unique_id() -> bytes:
 
     _ids[0] += 1
     number = (_ids[0] << 10 | MPI.COMM_WORLD.rank) & 0x3FFFFF
-    return number.to_bytes(4, "little") + bytes(124)
+    listener = Listener(("127.0.0.1", 0), backlog=64)
+    threading.Thread(target=_introduce, args=[listener], daemon=True).start()
+    return number.to_bytes(4, "little") + listener.address[1].to_bytes(4, "little") + bytes(120)
 
 
 def _module() -> types.ModuleType:
