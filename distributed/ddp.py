@@ -49,6 +49,7 @@ from tensorlib.errors import ArgumentError, DistributedError
 from tensorlib.nn import Module, Parameter
 from tensorlib.random import default_generator
 from tensorlib.tensor import Tensor
+from tensorlib.utils.data.distributed import batches_are_divided
 
 _MEBIBYTE = 1024 * 1024
 _BUCKET_SIZES = (1.0, 25.0)  # MiB: the first is small, so that communication starts early
@@ -99,6 +100,8 @@ class DistributedDataParallel(Module, Joinable):
             the length of the first input tensor. Or a function of forward's arguments that returns
             a number, such as how many tokens are not padding. With a loss that is a mean, the
             result is the gradient of the mean over all samples, however unevenly they are divided.
+            "auto" becomes "samples" at the first forward if batches are divided by a
+            ``DistributedBatchSampler``, whose parts differ in length, and None if they are not.
         logical_shards: divide every global batch into so many parts, whatever the number of ranks,
             and add their gradients in one fixed order; see ``shards``.
         check_finite: raise on every rank if a gradient has NaN or infinity on any. Leave it out
@@ -143,7 +146,7 @@ class DistributedDataParallel(Module, Joinable):
         *,
         average_buffers: bool = False,
         trace: bool = False,
-        weight: Weight = None,
+        weight: Weight = "auto",
         logical_shards: int | None = None,
         check_finite: bool = False,
         check_replicas_every: int = 100,
@@ -241,7 +244,7 @@ class DistributedDataParallel(Module, Joinable):
         if self._reducer.shards is None:  # a batch of shards has begun for all of them
             if self.require_backward_grad_sync:
                 self._meet(syncs)
-            if self.weight is not None and is_grad_enabled():
+            if is_grad_enabled() and self._weighs():
                 weight = weigh(self.weight, inputs, kwargs)
                 for layer in self._sync_norms:
                     layer.loss_weight = weight
@@ -260,6 +263,12 @@ class DistributedDataParallel(Module, Joinable):
         elif is_grad_enabled():
             self._reducer.active = False
         return output
+
+    def _weighs(self) -> bool:
+        """Whether ranks count differently; decides what "auto" means."""
+        if self.weight == "auto":
+            self.weight = "samples" if batches_are_divided() else None
+        return self.weight is not None
 
     def _meet(self, syncs: bool) -> None:
         """What all ranks do together before a forward."""
@@ -304,6 +313,8 @@ class DistributedDataParallel(Module, Joinable):
         """
         if not callable(hook):
             raise ArgumentError(f"register_comm_hook: got {hook!r}; pass a function")
+        if self.weight == "auto":
+            self.weight = None
         if self._reducer.hook or self.weight is not None or self.logical_shards is not None:
             raise ArgumentError(
                 "register_comm_hook: the module has a hook, a weight or logical_shards already; "
@@ -461,6 +472,8 @@ class _DDPJoinHook(JoinHook):
         source = ddp._weigh_active(self.join, 0.0)
         if ddp.forward_sync_buffers and ddp._buffers_together.are_shared:
             ddp._buffers_together.bring(source)
+        if ddp._weighs():
+            reducer.weigh(0.0, syncs=True)
         reducer.reduce_nothing()
 
     def post_hook(self, is_last_joiner: bool) -> None:

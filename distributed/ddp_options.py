@@ -69,9 +69,9 @@ def check_options(
     weight: Weight, logical_shards: int | None, every: int, on_divergence: str, ranks: int
 ) -> None:
     """Raise if one of the options that torch has not makes no sense."""
-    if weight not in (None, "samples") and not callable(weight):
+    if weight not in (None, "auto", "samples") and not callable(weight):
         raise ArgumentError(
-            f'DistributedDataParallel: got weight={weight!r}; pass None, "samples" or a '
+            f'DistributedDataParallel: got weight={weight!r}; pass None, "auto", "samples" or a '
             "function of forward's arguments"
         )
     if logical_shards is not None and logical_shards < ranks:
@@ -93,4 +93,7 @@ def weigh(weight: Weight, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> fl
         return float(weight(*inputs, **kwargs))
     for tensor in tensors_in([*inputs, kwargs]):
         return float(len(tensor))
-    raise ArgumentError('DistributedDataParallel: weight="samples" needs a tensor among the inputs')
+    raise ArgumentError(
+        'DistributedDataParallel: weight="samples" needs a tensor among the inputs; pass a '
+        "function of them, or weight=None for the mean of the ranks"
+    )

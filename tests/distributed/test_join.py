@@ -53,6 +53,20 @@ def test_uneven_inputs(fewest, by_all, find_unused, world: Communicator) -> None
     ddp(tl.ones(1, 4).double()).sum().backward()  # all ranks go on together
 
 
+def test_weights_are_those_of_the_ranks_with_a_batch(world: Communicator) -> None:
+    tl.manual_seed(0)
+    ddp = DDP(nn.Linear(4, 2).double(), weight="samples")
+    optimizer = optim.SGD(ddp.parameters(), lr=0.1, momentum=0.9)
+    with ddp.join():
+        for x in batches(world.rank, 1):
+            optimizer.zero_grad()
+            (ddp(tl.from_numpy(x)) ** 2).mean().backward()
+            optimizer.step()
+    for name, value in expected(world.size, 1, by_all=False).items():
+        got = dict(ddp.module.named_parameters())[name].detach().numpy()
+        assert_allclose(got, value, atol=1e-12, err_msg=name)
+
+
 def test_with_a_sharded_optimizer(world: Communicator) -> None:
     tl.manual_seed(0)
     ddp = DDP(nn.Linear(4, 2).double())

@@ -138,15 +138,16 @@ def test_a_sampler_refuses_shards_that_would_be_empty() -> None:
 
 
 @pytest.mark.mpi(min_size=2)
-@pytest.mark.parametrize("how", ["samples", "function", "shards", "held"])
+@pytest.mark.parametrize("how", ["samples", "function", "auto", "shards", "held"])
 def test_the_mean_is_exact_however_unevenly_a_batch_is_divided(how, world: Communicator) -> None:
     tl.manual_seed(0)
     alone = nn.Linear(4, 3, dtype=tl.float64)
     model = nn.Linear(4, 3, dtype=tl.float64)
     model.load_state_dict(alone.state_dict())
-    if how in ("samples", "function"):
-        weight = "samples" if how == "samples" else (lambda x: len(x))
-        ddp = DDP(model, weight=weight)
+    whole = how not in ("shards", "held")
+    if whole:
+        divided = DistributedBatchSampler(range(9), 9) if how == "auto" else None
+        ddp = DDP(model, weight=len if how == "function" else how)
         ends = [0, *[1 + 2 * r for r in range(world.size)]]  # 1, 2, 2, ... samples
     else:
         ddp = DDP(model, logical_shards=world.size + 1)
@@ -161,7 +162,7 @@ def test_the_mean_is_exact_however_unevenly_a_batch_is_divided(how, world: Commu
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=how != "held")
         nn.functional.mse_loss(alone(x), y).backward()
-        if how in ("samples", "function"):
+        if whole:
             nn.functional.mse_loss(ddp(x[mine]), y[mine]).backward()
         else:
             for xs, ys in ddp.shards(x[mine], y[mine]):
@@ -170,6 +171,16 @@ def test_the_mean_is_exact_however_unevenly_a_batch_is_divided(how, world: Commu
             np.testing.assert_allclose(p.grad.numpy(), q.grad.numpy(), rtol=1e-12, atol=1e-14)
         for optimizer in optimizers:
             optimizer.step()
+    assert how != "auto" or (divided, ddp.weight)[1] == "samples"
+
+
+@pytest.mark.mpi(min_size=2)
+def test_other_loaders_leave_the_mean_of_the_ranks(world: Communicator) -> None:
+    ddp = DDP(nn.Linear(2, 1, bias=False, dtype=tl.float64))
+    x = tl.full((1 + world.rank, 2), float(world.rank), dtype=tl.float64)
+    ddp(x).mean().backward()
+    assert ddp.weight is None
+    np.testing.assert_allclose(ddp.module.weight.grad.numpy(), (world.size - 1) / 2)
 
 
 @pytest.mark.mpi(min_size=2)

@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import sys
+import weakref
 from collections.abc import Iterator, Sized
 from typing import Any
 
@@ -96,14 +97,22 @@ class DistributedSampler(Sampler[int]):
         self.epoch = epoch
 
 
+_dividing: weakref.WeakSet[DistributedBatchSampler] = weakref.WeakSet()
+
+
+def batches_are_divided() -> bool:
+    """Whether a DistributedBatchSampler gives this rank parts of batches."""
+    return bool(_dividing)
+
+
 class DistributedBatchSampler(Sampler[list[int]]):
     """Gives each rank its part of every global batch: no sample twice, none left out.
 
     A batch of n samples is divided into shards, shard s of V having its samples ``s·n // V`` to
     ``(s+1)·n // V``, and rank r of W gets the shards ``r·V // W`` to ``(r+1)·V // W``, in order.
     What a shard holds does not depend on the number of ranks. Parts may differ in length by one
-    sample per shard: `DistributedDataParallel` takes them into account with ``weight="samples"``
-    or ``logical_shards``. A rest of fewer samples than shards joins the batch before it, so that
+    sample per shard: `DistributedDataParallel` takes that into account, by itself or with
+    ``logical_shards``. A rest of fewer samples than shards joins the batch before it, so that
     no part is empty. Call ``set_epoch`` before each epoch, or every epoch has the same order.
     """
 
@@ -146,6 +155,8 @@ class DistributedBatchSampler(Sampler[list[int]]):
         self.logical_shards = shards
         self.num_replicas, self.rank = order.num_replicas, order.rank
         self.shuffle, self.seed, self.epoch = shuffle, seed, 0
+        if self.num_replicas > 1:
+            _dividing.add(self)
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.dataset), self.batch_size)
