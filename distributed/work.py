@@ -68,7 +68,7 @@ class Work:
         self._steps = steps
         self._request: Request | None = None
         self._error: BaseException | None = None
-        self._done = False
+        self._done = self._moving = False
         self._callbacks: list[Callable[[], None]] = []
 
     @property
@@ -143,6 +143,8 @@ class Work:
     def advance(self) -> bool:
         """Run as far as nothing has to be waited for; True once ended."""
         while not self._done:
+            if self._moving:  # whoever moves it forward has come here again
+                return False
             assert self._request is not None
             try:
                 if not self._request.Test():
@@ -155,6 +157,7 @@ class Work:
 
     def _resume(self, error: Exception | None = None) -> None:
         """Run to the next request, or to the end."""
+        self._moving = True
         try:
             self._request = self._steps.throw(error) if error else next(self._steps)
         except StopIteration as stop:
@@ -164,6 +167,8 @@ class Work:
                 callback()
         except Exception as failure:
             self._error, self._done = failure, True
+        finally:
+            self._moving = False
 
     def _wait(self, limit_s: float) -> None:
         for _ in range(0 if self.communicator.crowded else _LOOKS):
@@ -199,15 +204,19 @@ class Work:
 
 
 def progress() -> None:
-    """Move everything that is under way in this process forward, without waiting."""
+    """Move everything that is under way in this process forward, without waiting.
+
+    Callbacks start other works and come here again meanwhile.
+    """
     for communicator, queue in list(_collectives.items()):
         while queue and (work := queue[0]).advance():
             if queue and queue[0] is work:  # else a callback came here first and has removed it
                 queue.popleft()
-        if not queue:
-            _collectives.pop(communicator, None)
-    if _messages:
-        _messages[:] = [work for work in _messages if not work.advance()]
+        if not queue and _collectives.get(communicator) is queue:  # else a callback made another
+            del _collectives[communicator]
+    for work in list(_messages):
+        if work.advance() and work in _messages:
+            _messages.remove(work)
 
 
 def is_idle() -> bool:
