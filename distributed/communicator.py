@@ -236,9 +236,10 @@ class Communicator(ABC):
         if peer is not None:
             self._check_root("recv", peer)
         expected = Call(0, "recv", array.shape, self._dtype_name(array), root=self.rank)
+        buffer = contiguous(array)  # on the caller's stream, before what receives into it
 
         def steps() -> Steps:
-            record, buffer = bytearray(RECORD_BYTES), contiguous(array)
+            record = bytearray(RECORD_BYTES)
             yield from self._recv(record, buffer, peer, tag)
             sent = Call.unpack(record)
             if sent.payload != expected.payload:
@@ -250,7 +251,7 @@ class Communicator(ABC):
             copy_back(buffer, array)
             return sent.root
 
-        return self._work(expected, steps(), array).start(queued=False)
+        return self._work(expected, steps(), array, buffer).start(queued=False)
 
     # The group
 
@@ -362,6 +363,11 @@ class Communicator(ABC):
         return {}
 
     # Checks
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether a call took too long, so that the ranks are out of step."""
+        return self._broken is not None
 
     def give_up(self, work: Work, limit_s: float) -> NoReturn:
         """Raise the report of a wait that took too long."""

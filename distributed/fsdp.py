@@ -211,8 +211,8 @@ def fully_shard(
         The module; its class has gained the methods of ``FSDPModule``.
 
     Raises:
-        ArgumentError: the module is a unit already, has no forward, or shares a parameter with
-            another unit; an option is not supported.
+        ArgumentError: the module is a unit already, has no forward, is on a GPU, or shares a
+            parameter with another unit; an option is not supported.
     """
     modules = module if isinstance(module, list) else [module]
     communicator = _communicator(mesh)
@@ -297,6 +297,13 @@ def _check_module(module: Module) -> None:
             f"fully_shard: {name} has no forward, before which parameters could be gathered; give "
             "it the modules inside"
         )
+    for path, p in module.named_parameters():
+        if p.is_cuda:
+            raise ArgumentError(
+                f"fully_shard: {path} of this {name} is on {p.device}; rows and whole parameters "
+                "are in host memory: move the module with .cpu(), or divide the optimizer's state "
+                "alone with ZeroRedundancyOptimizer"
+            )
 
 
 def _own_parameters(

@@ -30,7 +30,7 @@ from tensorlib.distributed.communicator import (
     Fold,
     Requests,
 )
-from tensorlib.distributed.lanes import DeviceWork, Lane
+from tensorlib.distributed.lanes import DeviceWork, Lane, Turn
 from tensorlib.distributed.lookout import Sighting
 from tensorlib.distributed.reduction import (
     Array,
@@ -53,10 +53,12 @@ class Carrier(ABC):
         name: as reports show it.
         lane: its stream.
         widens: whether it must be given half precision as float32.
+        in_turn: whether collectives of all groups must be given to it in the order of the calls.
     """
 
     name: str
     widens: bool
+    in_turn: bool
 
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
@@ -243,7 +245,10 @@ class GpuCommunicator(Communicator):
     def _work(self, call: Call, steps: Steps, array: Array | None, keeps: Any = None) -> Work:
         if array is None or isinstance(array, np.ndarray):
             return super()._work(call, steps, array, keeps)
-        return DeviceWork(self, call, steps, self._lane(array), (array, keeps))
+        work = DeviceWork(self, call, steps, self._lane(array), (array, keeps))
+        if self._carrier.in_turn and call.sequence:
+            work.turn = Turn(work)
+        return work
 
     def _collective(
         self,
@@ -259,9 +264,12 @@ class GpuCommunicator(Communicator):
             return super()._collective(name, transfer, array, op, root, shape, shown)
         lane = self._lane(array)
 
-        def on_lane() -> Requests:
+        def on_lane() -> Steps:
+            assert lane.running is not None
+            if (turn := lane.running.turn) is not None and not turn.Test():
+                yield turn
             lane.follow()
-            return transfer()
+            return (yield from transfer())
 
         return super()._collective(name, on_lane, array, op, root, shape)
 
@@ -310,11 +318,16 @@ class GpuCommunicator(Communicator):
             error = failure
         if error is None and waited_s < self.timeout_s:
             return
-        timed_out = self.timed_out(work, self.timeout_s)  # asks the others, before they are hit
+        timed_out: DistributedError
+        try:
+            timed_out = self.timed_out(work, self.timeout_s)  # asks the others, before they are hit
+        except DistributedError as failure:  # they cannot be asked
+            timed_out = failure
         error = error or timed_out
-        lane.fail(error)
+        kept = lane.fail(error)
         print(f"tensorlib: {error}", file=sys.stderr, flush=True)
         self.carrier.abort()
+        del kept
 
     def wait_begins(self, work: Work) -> None:
         """The main thread begins a wait that is not over at once."""

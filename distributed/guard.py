@@ -15,7 +15,7 @@ import numpy as np
 from tensorlib.backend import get_backend
 from tensorlib.distributed.call import name_ranks
 from tensorlib.distributed.communicator import Communicator
-from tensorlib.distributed.reduction import Array, as_bytes, contiguous, namespace
+from tensorlib.distributed.reduction import Array, address, as_bytes, contiguous, namespace
 from tensorlib.errors import ReplicaError
 from tensorlib.tensor import Tensor
 
@@ -56,7 +56,7 @@ def check_replicas(named: Named, communicator: Communicator, restore: bool, when
     for i, (_, tensor) in enumerate(named):
         if (everyones[:, i] != everyones[good, i]).any():
             array = tensor._array
-            value = np.ascontiguousarray(array)
+            value = contiguous(array)
             communicator.broadcast(value, good, "replica_guard").wait()
             if communicator.rank in deviating:
                 array[...] = value
@@ -81,6 +81,8 @@ def _on_host(array: Array) -> int:
 def _on_device(array: Array) -> Array:
     """Σ word · its odd number, modulo 2⁶⁴: one number, still on the GPU."""
     xp, flat = namespace(array), as_bytes(contiguous(array))
+    if address(flat) % 4:  # a GPU reads numbers of 4 bytes at multiples of 4
+        flat = flat.copy()
     words = flat.view(np.uint32) if flat.size % 4 == 0 else flat
     total = xp.zeros((), np.uint64)
     for start in range(0, words.size, _PIECE):

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from tensorlib.distributed.call import Call
 from tensorlib.distributed.communicator import Communicator
@@ -47,20 +47,43 @@ class Lane:
     """
 
     def __init__(self, xp: Any, index: int, owner: Owner) -> None:
-        self._cuda, self.owner = xp.cuda, owner
+        self._xp, self._cuda, self.owner = xp, xp.cuda, owner
         self.device = xp.cuda.Device(index)
         with self.device:
             # Before everything else that waits for the GPU: CUDA takes -9 as its highest priority.
             self.stream = xp.cuda.Stream(non_blocking=True, priority=-9)
-        self._held: deque[tuple[float, DeviceWork]] = deque()
+        self._held: deque[tuple[float, DeviceWork, Any]] = deque()  # since when, what it keeps
+        self._entered: tuple[float, DeviceWork] | None = None
         self._lock = threading.Lock()
         self.running: DeviceWork | None = None
 
     @contextmanager
     def current(self) -> Iterator[None]:
         """Array operations within it go to this lane."""
-        with self.device, self.stream:
+        with self.device:
+            # As a context, CuPy's stream would not bring back one that was chosen by ``use()``.
+            before = self._cuda.get_current_stream()
+            self.stream.use()
+            try:
+                yield
+            finally:
+                before.use()
+
+    @contextmanager
+    def entering(self) -> Iterator[None]:
+        """A call of the transport, which may wait for the other ranks: the watchdog sees it."""
+        assert self.running is not None
+        watchdog.watch(self)
+        self._entered = time.monotonic(), self.running
+        try:
             yield
+        finally:
+            self._entered = None
+
+    def empty(self, count: int) -> Any:
+        """Uninitialised bytes on the GPU."""
+        with self.current():
+            return self._xp.empty(count, "uint8")
 
     def event(self) -> Any:
         """A new event, of no use for timing."""
@@ -90,10 +113,12 @@ class Lane:
 
     def hold(self, work: "DeviceWork") -> None:
         """Keep the memory of a work that has been given to the GPU until it is done."""
-        if not self.captures():
-            with self._lock:
-                self._held.append((time.monotonic(), work))
-            watchdog.watch(self)
+        if self.captures():
+            return  # the thread that captures must not ask for any event
+        keeps, work.keeps = work.keeps, None
+        with self._lock:
+            self._held.append((time.monotonic(), work, keeps))
+        watchdog.watch(self)
         self.release()
 
     def captures(self) -> bool:
@@ -103,17 +128,21 @@ class Lane:
 
     def release(self) -> tuple[float, "DeviceWork"] | None:
         """Let go of what is done; since when the oldest other work has been there, and which."""
+        gone = []  # freed without the lock
         with self._lock, self.device:
             while self._held and self._held[0][1].has_finished():
-                self._held.popleft()[1].keeps = None
-            return self._held[0] if self._held else None
+                gone.append(self._held.popleft())
+            return self._held[0][:2] if self._held else self._entered
 
-    def fail(self, error: BaseException) -> None:
-        """End all that is under way with an error."""
+    def fail(self, error: BaseException) -> Any:
+        """End all that is under way with an error; returns what must live until it is aborted."""
         with self._lock:
-            works, self._held = list(self._held), deque()
-        for _, work in works:
+            kept, self._held = list(self._held), deque()
+        for _, work, _ in kept:
             work.fail(error)
+        if (entered := self._entered) is not None:
+            entered[1].fail(error)
+        return kept
 
 
 class DeviceWork(Work):
@@ -132,6 +161,7 @@ class DeviceWork(Work):
     ) -> None:
         super().__init__(communicator, call, steps)
         self.lane, self.keeps = lane, keeps
+        self.turn: Turn | None = None
         self.ready = lane.mark()
         self._finished = lane.event()
         self._given = False
@@ -164,6 +194,8 @@ class DeviceWork(Work):
                 self.lane.stream.wait_event(ready)
                 callback()
                 self._finished.record(self.lane.stream)
+            if self._given:  # the lane may have let go of it
+                self.lane.hold(self)
 
         super().then(on_lane)
         return self
@@ -190,7 +222,40 @@ class DeviceWork(Work):
         if self._done and not self._given:
             self._finished.record(self.lane.stream)
             self._given = True
+            if self.turn is not None:
+                self.turn.end()
+                self.turn = None
             self.lane.hold(self)
+
+
+class Turn:
+    """A collective's turn among those of all groups, in the order in which they were called.
+
+    The headers of two groups may come in another order on another rank. NCCL's calls may not: the
+    first ones connect the ranks, for which the host waits, and transfers of several communicators
+    share a GPU.
+
+    Args:
+        work: a collective that has been called just now.
+    """
+
+    _called: ClassVar[deque["DeviceWork"]] = deque()  # and not yet given to the GPU
+
+    def __init__(self, work: "DeviceWork") -> None:
+        self._work = work
+        self._called.append(work)
+
+    def Test(self) -> bool:
+        """Whether it has come."""
+        called = self._called
+        while called and (called[0].is_over or called[0].communicator.is_broken):
+            called.popleft()
+        return self._work not in called or called[0] is self._work
+
+    def end(self) -> None:
+        """It is over."""
+        if self._work in self._called:
+            self._called.remove(self._work)
 
 
 class _DeviceFuture(Future):
@@ -208,11 +273,13 @@ class Watchdog:
 
     def __init__(self) -> None:
         self._lanes: weakref.WeakSet[Lane] = weakref.WeakSet()
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def watch(self, lane: Lane) -> None:
         """Look at a lane from now on."""
-        self._lanes.add(lane)
+        with self._lock:
+            self._lanes.add(lane)
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(
                 target=self._run, name="tensorlib-gpu-watchdog", daemon=True
@@ -222,8 +289,14 @@ class Watchdog:
     def _run(self) -> None:
         while True:
             time.sleep(_LOOK_S)
-            for lane in list(self._lanes):
-                self.look(lane)
+            self.look_round()
+
+    def look_round(self) -> None:
+        """Look at all lanes."""
+        with self._lock:
+            lanes = list(self._lanes)
+        for lane in lanes:
+            self.look(lane)
 
     def look(self, lane: Lane) -> None:
         """Let go of what is done; tell the group of what is not."""

@@ -26,7 +26,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -114,12 +115,17 @@ class Opening:
         size: the number of ranks.
         unique_id: NCCL's id, the same on all of them.
         rank: this one's number.
+        sends: whether rank 0 sends rank 1 a byte. The first message waits for the other side on the
+            host: two ranks whose main threads sent to each other would wait for ever.
     """
 
-    def __init__(self, lane: Lane, size: int, unique_id: bytes, rank: int) -> None:
+    def __init__(
+        self, lane: Lane, size: int, unique_id: bytes, rank: int, sends: bool = False
+    ) -> None:
         self.comm: Any = None
         self.error: BaseException | None = None
         self._arguments = lane, size, unique_id, rank
+        self._sends = sends
         self._thread = threading.Thread(target=self._run, name="tensorlib-nccl-open", daemon=True)
         self._thread.start()
 
@@ -127,7 +133,13 @@ class Opening:
         lane, size, unique_id, rank = self._arguments
         try:
             with lane.device:
-                self.comm = library().NcclCommunicator(size, unique_id, rank)
+                nccl = library()
+                self.comm = nccl.NcclCommunicator(size, unique_id, rank)
+                if self._sends:
+                    byte, stream = lane.empty(1), lane.stream
+                    call = self.comm.recv if rank else self.comm.send
+                    call(byte.data.ptr, 1, nccl.NCCL_UINT8, 1 - rank, stream.ptr)
+                    stream.synchronize()
         except Exception as error:
             self.error = error
 
@@ -187,6 +199,7 @@ class NCCLCarrier(Carrier):
 
     name = "nccl"
     widens = False
+    in_turn = True
 
     def __init__(self, lane: Lane, group: GpuCommunicator) -> None:
         super().__init__(lane)
@@ -307,7 +320,7 @@ class NCCLCarrier(Carrier):
         first = channel.opening is None
         unique_id = self._nccl.get_unique_id() if first else bytes(_ID_BYTES)
         if first:
-            channel.opening = Opening(channel.lane, 2, unique_id, 0)
+            channel.opening = Opening(channel.lane, 2, unique_id, 0, sends=True)
         return self._send(channel, number, unique_id, record, array, peer, tag)
 
     def _send(self, channel: _Channel, number: int, unique_id: bytes, *message: Any) -> Steps:
@@ -328,9 +341,12 @@ class NCCLCarrier(Carrier):
         number, nbytes, unique_id = _NOTE.unpack(note.tobytes())
         channel = self._channel(sent.root, self._rank)
         if number == 0:
-            channel.opening = Opening(channel.lane, 2, unique_id, 1)
+            channel.opening = Opening(channel.lane, 2, unique_id, 1, sends=True)
         if array.nbytes != nbytes:  # the caller of this refuses it; the next one can be right
             array = self._xp.empty(nbytes, np.uint8)
+            work = self.lane.running
+            assert work is not None
+            work.keeps = work.keeps, array
         yield from self._in_turn(channel, number, "recv", array, 0)
 
     def _in_turn(
@@ -349,7 +365,7 @@ class NCCLCarrier(Carrier):
         channel.lane.follow()
         comm = self._opened(channel)
         if array.nbytes:
-            with self._calling(name):
+            with self._calling(name, channel.lane):
                 at, stream = array.data.ptr, channel.lane.stream.ptr
                 getattr(comm, name)(at, array.nbytes, self._byte, peer, stream)
         channel.headed.discard(number)
@@ -453,15 +469,23 @@ class NCCLCarrier(Carrier):
     def _byte(self) -> int:
         return int(self._nccl.NCCL_UINT8)
 
-    def _calling(self, name: str) -> "_Calling":
-        return _Calling(name, self._nccl.NcclError)
+    @contextmanager
+    def _calling(self, name: str, lane: Lane | None = None) -> Iterator[None]:
+        """Within it the watchdog looks on, and errors of NCCL become ones of this library."""
+        try:
+            with (lane or self.lane).entering():
+                yield
+        except self._nccl.NcclError as error:
+            raise DistributedError(
+                f"{name}: NCCL refused it: {error}; set NCCL_DEBUG=WARN to see why"
+            ) from error
 
     def check(self) -> None:
         """Raise if NCCL has seen an error: a peer that is gone, a link that is down."""
         for comm in self._comms():
             try:
                 comm.check_async_error()
-            except self._nccl.NcclError as error:
+            except (self._nccl.NcclError, KeyError) as error:  # CuPy does not know all numbers
                 raise DistributedError(
                     f"NCCL on rank {self._group.ranks[self._rank]}: {error}; look for what the "
                     "other ranks say, or set NCCL_DEBUG=INFO and start again"
@@ -491,22 +515,6 @@ class NCCLCarrier(Carrier):
         openings = [self._opening, *(channel.opening for channel in self._channels.values())]
         found = [opening.comm for opening in openings if opening is not None and opening.Test()]
         return [comm for comm in found if comm is not None]
-
-
-class _Calling:
-    """Turns an error of NCCL into one of this library."""
-
-    def __init__(self, name: str, kind: type[Exception]) -> None:
-        self._name, self._kind = name, kind
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, self._kind):
-            raise DistributedError(
-                f"{self._name}: NCCL refused it: {error}; set NCCL_DEBUG=WARN to see why"
-            ) from error
 
 
 def _rows(packed: Array) -> list[Array]:

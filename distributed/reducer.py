@@ -29,7 +29,7 @@ from tensorlib.autograd.core import wrap
 from tensorlib.distributed.buckets import Bucket, GradBucket, Hook, HookWork, adopt, assign_buckets
 from tensorlib.distributed.communicator import Communicator
 from tensorlib.distributed.finite import FiniteCheck
-from tensorlib.distributed.reduction import ReduceOp
+from tensorlib.distributed.reduction import ReduceOp, namespace
 from tensorlib.distributed.shards import Rows, ShardSums
 from tensorlib.distributed.tensors import tensors_in
 from tensorlib.distributed.work import Work, progress
@@ -126,7 +126,9 @@ class Reducer:
         for bucket in self.buckets:
             if bucket.rows is None:
                 # Half precisions are summed in float32, whatever is sent without shards.
-                like = bucket.vector if bucket.vector.itemsize > 2 else np.empty(0, np.float32)
+                like = bucket.vector
+                if like.itemsize == 2:
+                    like = namespace(like).empty(0, np.float32)
                 bucket.rows = Rows(self._communicator.empty, shards.depth, bucket.memory.size, like)
             bucket.rows.clear()
             held = any(parameter.grad is not None for parameter in bucket.parameters)

@@ -123,8 +123,10 @@ class Rows:
         k = len(self.blocks)
         self.blocks, joined = pile(self.blocks, (shard, 0))
         dtype = self._array.dtype
-        for i in range(0, gradients.size, _CHUNK):  # which stays in cache until it is joined
-            j = min(i + _CHUNK, gradients.size)
+        # A chunk stays in the processor's cache until it is joined; a GPU takes all at once.
+        step = _CHUNK if isinstance(gradients, np.ndarray) else max(gradients.size, 1)
+        for i in range(0, gradients.size, step):
+            j = min(i + step, gradients.size)
             if not joined:
                 np.multiply(gradients[i:j], weight, out=self._array[k, i:j], dtype=dtype)
                 continue

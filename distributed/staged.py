@@ -60,6 +60,17 @@ class _Happened:
         return bool(self._event.done)
 
 
+class _InOrder:
+    """A message's turn to be given to the host: messages leave in the order of the calls."""
+
+    def __init__(self, carrier: "StagedCarrier", number: int) -> None:
+        self._carrier, self._number = carrier, number
+
+    def Test(self) -> bool:
+        """Whether it has come."""
+        return self._carrier.sent == self._number
+
+
 class StagedCarrier(Carrier):
     """Moves CUDA arrays through the host.
 
@@ -70,11 +81,13 @@ class StagedCarrier(Carrier):
 
     name = "staged"
     widens = True
+    in_turn = False
 
     def __init__(self, lane: Lane, host: Communicator) -> None:
         super().__init__(lane)
         self._host = host
         self._xp = cuda_backend.get_cuda().xp
+        self._sends = self.sent = 0  # messages that were called, and that were given to the host
 
     # Collectives
 
@@ -174,14 +187,14 @@ class StagedCarrier(Carrier):
         """See ``Communicator``."""
         self.lane.follow()
         flat = as_bytes(array)
-        piece = _Piece(
-            flat,
-            None,
-            flat.shape,
-            None,
-            lambda source, _: self._host._send(record, source, peer, tag),
-        )
-        yield from self._through(flat.dtype, iter([piece]))
+        number, self._sends = self._sends, self._sends + 1
+
+        def run(source: Array, _: Array) -> Requests:
+            yield _InOrder(self, number)  # a later message's copy may be seen to be done first
+            self.sent += 1
+            yield from self._host._send(record, source, peer, tag)
+
+        yield from self._through(flat.dtype, iter([_Piece(flat, None, flat.shape, None, run)]))
 
     def recv(self, record: bytearray, array: Array, peer: int | None, tag: int) -> Requests:
         """See ``Communicator``."""
@@ -215,6 +228,7 @@ class StagedCarrier(Carrier):
 
     def _through(self, dtype: Any, pieces: Iterator[_Piece]) -> Steps:
         """Bring pieces to the host, through its collectives, and back."""
+        cuda_backend.get_cuda().refuse("a collective that goes through host memory")
         begun: deque[tuple[_Piece, Array, Any]] = deque()
         busy: deque[tuple[Any, Any]] = deque()  # events, and the memory that is in use until then
         work = self.lane.running

@@ -16,6 +16,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -138,6 +139,7 @@ class Link:
 
     def __init__(self, connection: socket.socket, server: Any = None) -> None:
         self._connection, self._server = connection, server
+        self._lock = threading.RLock()  # the watchdog of GPUs asks, too
         connection.setblocking(False)
         self._read, self._unsent = bytearray(), bytearray()
         self._answers: dict[Any, tuple[dict[str, Any], bytes]] = {}
@@ -147,23 +149,26 @@ class Link:
 
     def ask(self, message: dict[str, Any], payload: bytes = b"") -> _Answer:
         """Send a request; its answer comes."""
-        key = message.get("key")
-        if message["do"] in ("take", "who"):
-            self._numbers += 1
-            key = message["number"] = self._numbers
-        self._unsent += frame(message, payload)
-        self._pump()
+        with self._lock:
+            key = message.get("key")
+            if message["do"] in ("take", "who"):
+                self._numbers += 1
+                key = message["number"] = self._numbers
+            self._unsent += frame(message, payload)
+            self._pump()
         return _Answer(self, key)
 
     def answer(self, key: Any) -> tuple[dict[str, Any], bytes] | None:
         """An answer that has come, once."""
-        self._pump()
-        return self._answers.pop(key, None)
+        with self._lock:
+            self._pump()
+            return self._answers.pop(key, None)
 
     def idle(self) -> bool:
         """Whether everything has been sent."""
-        self._pump()
-        return not self._unsent
+        with self._lock:
+            self._pump()
+            return not self._unsent
 
     def _pump(self) -> None:
         try:

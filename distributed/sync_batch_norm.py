@@ -8,6 +8,8 @@ Source: Ioffe & Szegedy, Batch Normalization, ICML 2015.
 
 from typing import Any
 
+import numpy as np
+
 import tensorlib as tl
 from tensorlib.autograd import Function
 from tensorlib.distributed.process_group import Group, is_initialized, member
@@ -95,13 +97,19 @@ class SyncBatchNorm(_BatchNorm):
         dims = [d for d in range(input.dim()) if d != 1]
         shape = [1, -1] + [1] * (input.dim() - 2)
         wide = input.float() if input.dtype in (tl.float16, tl.bfloat16) else input
-        count = tl.full((1,), input.numel() / input.shape[1], dtype=wide.dtype)
+        own = np.array([input.numel() / input.shape[1]])
+        # To look at a sum on a GPU would be to wait for it; the host's own is there at once.
+        counting = communicator.all_reduce(own) if input.is_cuda else None
+        count = tl.full((1,), input.numel() / input.shape[1], dtype=wide.dtype, device=wide.device)
         sums = _Sum.apply(tl.cat([wide.sum(dims), count]), communicator, self.loss_weight)
         count = sums[-1].detach()
-        if float(count) <= 1:
+        if counting is not None:
+            counting.wait()
+        total = float(count if counting is None else own[0])
+        if total <= 1:
             raise ArgumentError(
                 "SyncBatchNorm: expected more than 1 value per channel on all ranks together when "
-                f"training, got {float(count):g}; use a larger batch"
+                f"training, got {total:g}; use a larger batch"
             )
         centred = wide - (sums[:-1] / count).view(shape)
         squares = (centred * centred).sum(dims)

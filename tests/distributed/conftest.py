@@ -50,6 +50,15 @@ def alone() -> Iterator[None]:
 
 
 @pytest.fixture
+def cupy(world: Communicator) -> Iterator[Any]:
+    """The stand-in, with a GPU and NCCL for each rank."""
+    from . import fake_nccl
+
+    with fake_nccl.installed(world.rank) as module:
+        yield module
+
+
+@pytest.fixture
 def run_ranks(run_process: RunProcess, tmp_path: Path) -> RunRanks:
     """Start a program on several ranks under the installed MPI, bounded in time.
 

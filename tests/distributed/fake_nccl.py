@@ -4,7 +4,8 @@ Every rank is a real process under mpiexec. A transfer is made when it is called
 the addresses that it is given, and recorded in the stand-in's log with its stream, so that `Order`
 can tell what the events allow on a GPU, where all streams run at once.
 
-It refuses what NCCL refuses: other types and operations, calls outside its device.
+It refuses what NCCL refuses: other types and operations, calls outside its device. A first message
+outside of a group must come from another thread than the main one, as it waits for the other rank.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Settings:
     Attributes:
         version: as get_version tells it.
         hangs: transfers never finish.
+        blocks: NCCL's calls return only when their communicator is aborted.
         refuses: what opening a communicator raises.
         async_error: what check_async_error raises.
         aborted: communicators that were aborted.
@@ -60,7 +62,7 @@ class Settings:
 
     def __init__(self) -> None:
         self.version = 23203
-        self.hangs = False
+        self.hangs = self.blocks = False
         self.refuses = ""
         self.async_error = ""
         self.aborted: list[Any] = []
@@ -90,12 +92,16 @@ class NcclCommunicator:
         if settings.refuses:
             raise NcclError(settings.refuses)
         self.device, self.tag = cuda.state.device, int.from_bytes(unique_id[:4], "little")
-        self.size, self.rank = size, rank
+        self.size, self.rank, self.connected = size, rank, False
         self._comm = MPI.COMM_WORLD
         self._ranks = _meet(unique_id, size, rank)
 
     def _begin(self, op: str, stream: int, *arrays: np.ndarray) -> None:
         assert cuda.state.device == self.device, "NCCL is called on its device"
+        while settings.blocks:
+            if self in settings.aborted:
+                raise NcclError("aborted")
+            time.sleep(1e-3)
         cuda.log.append(("nccl", op, stream, [(a.ctypes.data, a.nbytes) for a in arrays]))
 
     def _everyones(self, mine: np.ndarray) -> list[np.ndarray]:
@@ -226,10 +232,13 @@ _sent: list[Any] = []  # requests of messages under way
 
 
 def _run(comm: NcclCommunicator, *call: Any) -> None:
-    if _group is None:
-        comm.transfer(*call)
-    else:
+    if threading.current_thread() is not threading.main_thread():
+        comm.connected = True
+    elif _group is not None:
         _group.append((comm, call))
+    else:
+        assert comm.connected, "a first message waits for the other rank, which may do the same"
+        comm.transfer(*call)
 
 
 def groupStart() -> None:
@@ -308,6 +317,16 @@ def made(world: Communicator, **options: Any) -> Iterator[GpuCommunicator]:
 
 
 _broken: list[GpuCommunicator] = []
+
+
+def strided(cupy: Any, array: np.ndarray) -> Any:
+    """The array on the GPU, neither contiguous nor alone in its memory."""
+    if not array.ndim:
+        return cupy.asarray(array)
+    room = cupy.empty((*array.shape[:-1], array.shape[-1] * 2), array.dtype)
+    view = room[..., ::2]
+    view[...] = cupy.asarray(array)
+    return view
 
 
 class Order:

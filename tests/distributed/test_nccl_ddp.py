@@ -13,21 +13,16 @@ from tensorlib.distributed.algorithms.ddp_comm_hooks import (
     quantization_hooks,
     sparse_hooks,
 )
+from tensorlib.distributed.fsdp import fully_shard
 from tensorlib.distributed.guard import check_replicas
-from tensorlib.errors import ReplicaError
+from tensorlib.distributed.mixed_precision import MixedPrecision
+from tensorlib.errors import ArgumentError, ReplicaError
 
 from ..strict_cupy import cuda, syncs
 from . import fake_nccl
 from .fake_nccl import Order, made
 
 pytestmark = pytest.mark.mpi(min_size=2)
-
-
-@pytest.fixture
-def cupy(world):
-    """The stand-in, with a GPU and NCCL for each rank."""
-    with fake_nccl.installed(world.rank) as module:
-        yield module
 
 
 def network() -> nn.Module:
@@ -94,7 +89,9 @@ def test_ddp_on_cuda_parameters_as_on_the_cpu(world, cupy, way) -> None:
             assert tl.allclose(got.cpu(), value, rtol=1e-3, atol=1e-4), name
 
 
-def test_shards_on_cuda_parameters_as_on_the_cpu(world, cupy) -> None:
+@pytest.mark.parametrize("half", [False, True])
+def test_shards_on_cuda_parameters_as_on_the_cpu(world, cupy, half) -> None:
+    precision = MixedPrecision(reduce_dtype=tl.float16) if half else None
     with made(world) as group:
         process_group = dist.ProcessGroup(group, "nccl")
         tl.manual_seed(0)
@@ -104,7 +101,11 @@ def test_shards_on_cuda_parameters_as_on_the_cpu(world, cupy) -> None:
         low, high = (2 * (8 * (group.rank + k) // group.size) for k in (0, 1))
         for model, place in ((on_cpu, "cpu"), (on_gpu, "cuda")):
             ddp = nn.parallel.DistributedDataParallel(
-                model, process_group=process_group, logical_shards=8, bucket_cap_mb=0.0002
+                model,
+                process_group=process_group,
+                logical_shards=8,
+                bucket_cap_mb=0.0002,
+                mixed_precision=precision,
             )
             tl.manual_seed(2)
             for _ in range(2):
@@ -129,6 +130,9 @@ def test_replicas_are_compared_by_numbers_that_the_gpu_makes(world, cupy) -> Non
             named[2][1].data[5] = 1.0
         with pytest.raises(ReplicaError, match=r"First in 1\.weight"):
             check_replicas(named, group, restore=False)
+        if group.size > 2:
+            check_replicas(named, group, restore=True)
+            assert float(named[2][1].abs().sum()) == 0
 
 
 def test_a_step_of_ddp_waits_for_no_gpu_and_overlaps(world, cupy) -> None:
@@ -163,3 +167,27 @@ def test_a_step_of_ddp_waits_for_no_gpu_and_overlaps(world, cupy) -> None:
         # The optimizer comes behind all of them.
         after = max(i for i, entry in enumerate(order.log) if entry[0] == "launch")
         assert all(order.before(transfer, after) for transfer in transfers)
+
+
+def test_sync_batch_norm_on_cuda_as_on_the_cpu(world, cupy) -> None:
+    with made(world) as group:
+        tl.manual_seed(world.rank)
+        x = tl.randn(2 + world.rank, 3, 4)
+        found = []
+        for place in ("cpu", "cuda"):
+            kind = dist.ProcessGroup(group, "nccl")
+            norm = nn.SyncBatchNorm(3, process_group=kind).to(place)
+            mine = x.to(place).detach().requires_grad_()
+            syncs.clear()
+            out = norm(mine)
+            assert not syncs
+            (out * out.detach().exp()).sum().backward()
+            found.append((out, mine.grad, norm.weight.grad, norm.running_mean, norm.running_var))
+        for on_cpu, on_gpu in zip(*found, strict=True):
+            assert on_gpu.is_cuda
+            assert tl.allclose(on_gpu.detach().cpu(), on_cpu.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_fully_shard_refuses_a_module_on_a_gpu(world, cupy) -> None:
+    with made(world) as group, pytest.raises(ArgumentError, match=r"0\.weight .* is on cuda:0"):
+        fully_shard(network().to("cuda"), mesh=dist.ProcessGroup(group, "nccl"))

@@ -60,6 +60,7 @@ def test_memory_comes_back(alone) -> None:
 
     alone.all_reduce(cupy.ones(4)).wait()
     cupy.cuda.Device().synchronize()
+    alone.carrier.lane.release()
     before = cupy.get_default_memory_pool().used_bytes()
     for _ in range(3):
         alone.all_reduce(cupy.ones(1 << 20, cupy.float16)).wait()
@@ -67,6 +68,30 @@ def test_memory_comes_back(alone) -> None:
     alone.carrier.lane.release()
     gc.collect()
     assert cupy.get_default_memory_pool().used_bytes() == before
+
+
+def test_the_chosen_stream_stays_the_current_one(alone) -> None:
+    import cupy
+
+    stream = tl.cuda.Stream()
+    with tl.cuda.stream(stream):
+        alone.all_reduce(cupy.ones(4)).wait()
+        assert tl.cuda.current_stream() == stream
+
+
+@pytest.mark.parametrize("dtype", [tl.float32, tl.float16])
+def test_collectives_in_a_graph(alone, dtype) -> None:
+    x = tl.ones(8, device="cuda", dtype=dtype)
+    for _ in range(3):  # some are not seen to be done when the capture begins
+        alone.all_reduce(x._array.copy()).wait()
+    recorded = tl.cuda.CUDAGraph()
+    with tl.cuda.graph(recorded):
+        y = x * 2
+        alone.all_reduce(y._array).wait()
+        z = y + 1
+    x.fill_(3)
+    recorded.replay()
+    assert z.tolist() == [7] * 8
 
 
 def test_a_transfer_that_does_not_end_is_given_up(alone, capfd) -> None:
