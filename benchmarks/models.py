@@ -168,7 +168,8 @@ def gpt(lib, vocabulary, tokens, width, heads, layers):
                     nn.init.normal_(weight, std=scale)
 
         def forward(self, indices):
-            x = self.wte(indices) + self.wpe(lib.arange(indices.shape[1]))
+            places = lib.arange(indices.shape[1], device=indices.device)
+            x = self.wte(indices) + self.wpe(places)
             return self.head(self.ln(self.blocks(x))).view(-1, vocabulary)
 
     per_token = layers * _block_flops(width, tokens, True) + 2 * width * vocabulary
