@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from typing import Any
@@ -116,12 +117,28 @@ def view_p(b, x, *, shape):
 
 def _try_view(x: Any, shape: tuple[int, ...]) -> Any:
     """`x` reshaped without a copy, or None if its strides forbid that."""
-    out = x.view()
-    try:
-        out.shape = shape
-    except AttributeError:
-        return None
-    return out
+    return x.reshape(shape) if _fits(x.shape, x.strides, shape) else None
+
+
+@functools.lru_cache(4096)
+def _fits(shape: tuple[int, ...], strides: tuple[int, ...], new: tuple[int, ...]) -> bool:
+    """Whether elements that lie so can be seen in another shape of as many where they are.
+
+    Dimensions that follow one another in memory are one run; each run must be a product of
+    neighbouring new sizes.
+    """
+    at, run, seen, step = len(new), 1, 1, strides[-1]
+    for d in range(len(shape) - 1, -1, -1):
+        run *= shape[d]
+        if d and (shape[d - 1] == 1 or strides[d - 1] == run * step):
+            continue
+        while at and (seen < run or new[at - 1] == 1):
+            at -= 1
+            seen *= new[at]
+        if seen != run:
+            return False
+        run, seen, step = 1, 1, strides[d - 1]
+    return at == 0
 
 
 @primitive(promotion=None, x=lambda g, x_shape: reshape_any(g, x_shape))

@@ -181,3 +181,29 @@ def test_a_non_contiguous_reshape_copies() -> None:
     copy = x.t().reshape(6)
     copy[0] = 9
     assert x[0, 0] == 0 and copy.tolist() == [9, 3, 1, 4, 2, 5]
+
+
+def test_views_of_strided_memory_are_those_that_numpy_allows(device):
+    """All ways to see 24 elements in another shape, of memory with gaps and in other orders."""
+    base = np.arange(96).reshape(4, 6, 4)
+    x = tl.from_numpy(base).to(device)
+    whole, even = slice(None), slice(None, None, 2)
+    shapes = [(24,), (4, 6), (6, 4), (2, 2, 6), (2, 12), (4, 1, 3, 2), (3, 8), (1, 24, 1)]
+    allowed = refused = 0
+    for index in ((whole, whole, 0), (whole, even, even), (even, whole, even), (0,), (whole, 0)):
+        for turn in (False, True):
+            source, seen = base[index], x[index]
+            if turn:
+                source, seen = source.T, seen.permute(*reversed(range(source.ndim)))
+            for shape in (s for s in shapes if np.prod(s) == source.size):
+                try:
+                    expected = np.reshape(source, shape, copy=False)
+                except ValueError:
+                    refused += 1
+                    with pytest.raises(tl.errors.ShapeError, match="use reshape"):
+                        seen.view(shape)
+                else:
+                    allowed += 1
+                    assert seen.view(shape).tolist() == expected.tolist()
+                    assert seen.view(shape).data_ptr() == seen.data_ptr()
+    assert allowed > 10 and refused > 10
