@@ -126,7 +126,7 @@ class Conversion(TensorFields):
             raise ShapeError(
                 f"item: a Tensor with {self._array.size} elements cannot be converted to Scalar"
             )
-        value = self._array.item()
+        value = get_backend(self._array).to_host(self._array).item()
         return float(value) if self._array.dtype.kind == "V" else value
 
     def tolist(self: Any) -> Any:

@@ -211,7 +211,9 @@ class _Walk:
                 array = leaf._array
                 raw = r._array if self.create_graph else r
                 if r.shape != array.shape or raw.dtype is not array.dtype:
-                    r = fit(r, array.shape, array.dtype)
+                    fitted = fit(r, array.shape, array.dtype)
+                    fresh = fresh or (fitted is not r and not self.create_graph)
+                    r = fitted
                 old = self.partial.get(leaf)
                 if old is None:
                     self.partial[leaf] = (r, fresh)

@@ -51,6 +51,10 @@ class Backend:
         """What `read` returns, for a kernel; anew in every replay if the kernel is recorded."""
         return read()
 
+    def constant(self, array: Any) -> Any:
+        """A NumPy array of what stays the same on this device, also in a step that is recorded."""
+        return array
+
     def affine(self, x: Any, y: Any, bias: Any) -> Any:
         """``x @ y + bias`` for two matrices and a vector of one dtype."""
         out = self.matmul(x, y)

@@ -24,7 +24,8 @@ from .cuda.transfers import Transfers
 # those that return values.
 _PLACES = ("argmax", "argmin", "argpartition", "argsort", "searchsorted")
 _VALUES = ("cumprod", "cumsum", "einsum", "mean", "sort", "std", "var")
-_ATOMIC = "iIQefdFD"  # what CuPy adds in place atomically, as NumPy's letters
+_JOINED = 8  # the most arrays that CuPy joins by a launch for each
+_ATOMIC = "iILQefd"  # what CuPy adds in place atomically, as NumPy's letters
 
 
 class CudaBackend(Backend):
@@ -65,6 +66,12 @@ class CudaBackend(Backend):
         recorded = self._capture.live(padded)
         return read() if recorded is None else recorded
 
+    def constant(self, array: Any) -> Any:
+        """A NumPy array copied to the GPU; a graph keeps the copy, and replays make none."""
+        if self._capture.current() is None:
+            return self.xp.asarray(array)
+        return self._capture.constant(array)
+
     def on(self, index: int) -> Any:
         """A context in which GPU `index` is the current one: CuPy computes on that."""
         return self.xp.cuda.Device(index)
@@ -84,6 +91,16 @@ class CudaBackend(Backend):
         return getattr(cupyx.scipy.special, name)
 
     # --- copies
+
+    def asarray(self, x: Any, dtype: Any = None) -> Any:
+        """An array of this device; a number is written by a launch, which a graph can record."""
+        if isinstance(x, bool | int | float | complex | np.generic):
+            dtype = np.asarray(x).dtype if dtype is None else np.dtype(dtype)
+            exact = dtype.type(x) if dtype.kind in "iu" else x  # of any size, CuPy's are int64
+            return self.xp.full((), exact, dtype)
+        if not isinstance(x, self.ndarray):
+            self.refuse("a copy from the host")
+        return self.xp.asarray(x, dtype)
 
     def from_host(self, array: Any, index: int | None, non_blocking: bool = False) -> Any:
         """The array copied to GPU `index` (the current one by default)."""
@@ -118,6 +135,19 @@ class CudaBackend(Backend):
             return self.xp.ascontiguousarray(array)
 
     # --- what CuPy lacks
+
+    def concatenate(self, arrays: Any, axis: int = 0) -> Any:
+        """Arrays joined along an axis."""
+        arrays = tuple(arrays)
+        if len(arrays) <= _JOINED or self._capture.current() is None:
+            return self.xp.concatenate(arrays, axis=axis)
+        # CuPy would copy a table of their addresses from the host, which no graph can hold.
+        parts = [arrays[i : i + _JOINED] for i in range(0, len(arrays), _JOINED)]
+        return self.concatenate([self.xp.concatenate(p, axis=axis) for p in parts], axis)
+
+    def stack(self, arrays: Any, axis: int = 0) -> Any:
+        """Arrays joined along a new axis."""
+        return self.concatenate([self.xp.expand_dims(x, axis) for x in arrays], axis)
 
     def as_strided(self, array: Any, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
         """A view with the given shape and strides in bytes."""
@@ -162,6 +192,12 @@ class CudaBackend(Backend):
         """``out[index] += values``, with repeated places summed."""
         if out.dtype.char in _ATOMIC:
             self.xp.add.at(out, index, values)
+            return
+        if out.dtype.kind == "c":
+            values = self.xp.asarray(values)
+            self.index_add(out.real, index, values.real)
+            if values.dtype.kind == "c":
+                self.index_add(out.imag, index, values.imag)
             return
         # Sums in a dtype that CuPy has atomics for: wraparound and order of bits stay right.
         if out.dtype.kind in "iub":

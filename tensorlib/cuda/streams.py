@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..backend.cuda.transfers import foreign_stream
 from ..backend.cuda_backend import get_cuda
 from ..device import device as device_type
 from ..errors import TensorlibError
@@ -103,7 +104,7 @@ class ExternalStream(Stream):
 
     def __init__(self, stream_ptr: int, device: Any = None) -> None:
         index = index_of(device)
-        raw = get_cuda().xp.cuda.ExternalStream(stream_ptr, index)
+        raw = foreign_stream(get_cuda().xp, stream_ptr)
         super().__init__(device_type("cuda", index), raw=raw)
 
 

@@ -6,8 +6,8 @@ With p = x W₁ᵀ + b₁ and h = act(p)::
     dp = (g W₂) · act'(p)      dW₁ = dpᵀ x     db₁ = Σ dp     dx = dp W₁
                                dW₂ = gᵀ h      db₂ = Σ g
 
-On a GPU biases, activations, their gradients and the sums are epilogues of the matrix products, in
-six launches for forward and backward.
+On a GPU biases, activations, GELU's gradient and the sums are epilogues of the matrix products, in
+six launches for forward and backward; relu's gradient is a seventh.
 """
 
 from __future__ import annotations

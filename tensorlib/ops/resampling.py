@@ -51,10 +51,10 @@ def resample_p(b, x, *, dim, taps):
     tail = (1,) * (x.ndim - 1 - dim)
     out: Any = None
     for t in range(taps.places.shape[1]):
-        term = b.take(x, b.asarray(taps.places[:, t]), axis=dim)
+        term = b.take(x, b.constant(taps.places[:, t]), axis=dim)
         weight = taps.weight[:, t]
         if not (weight == 1).all():
-            term *= b.asarray(weight.astype(x.dtype).reshape(-1, *tail))
+            term *= b.constant(weight.astype(x.dtype).reshape(-1, *tail))
         if out is None:
             out = term
         else:

@@ -223,6 +223,7 @@ static const char* launch(void (*start)(), const unsigned* grid, const unsigned*
     static_assert(emulation::plain(name), #name " takes more than pointers, i64 and double");    \
     static void start_##name() { emulation::call(name, emulation::arguments); }                  \
     extern "C" int arity_##name() { return emulation::arity(name); }                             \
+    extern "C" int threads_##name() { return THREADS; }                                          \
     extern "C" const char* launch_##name(const unsigned* grid, const unsigned* block,            \
                                          void** args, int reversed) {                            \
         return emulation::launch(start_##name, grid, block, args, reversed);                     \
@@ -235,6 +236,7 @@ static const char* launch(void (*start)(), const unsigned* grid, const unsigned*
 static inline void __syncthreads() { emulation::wait_in(emulation::AT_BLOCK); }
 static inline void __syncwarp() { emulation::wait_in(emulation::AT_WARP); }
 static inline void __threadfence() {}
+static inline void __trap() { emulation::fail("a trap"); }
 template <class X> X __shfl_xor_sync(unsigned, X x, int mask) {
     return emulation::exchange(x, emulation::current % 32 ^ mask);
 }

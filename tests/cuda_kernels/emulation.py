@@ -93,6 +93,7 @@ class Emulator:
         assert grid.threads[0] * grid.threads[1] in range(32, 1025, 32)
         library = built(file, types)
         assert getattr(library, f"arity_{name}")() == len(args), f"{name} received {len(args)}"
+        assert grid.threads[0] * grid.threads[1] <= getattr(library, f"threads_{name}")()
         values = [_value(getattr(a, "_a", a)) for a in args]  # the stand-in's arrays hold NumPy's
         pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(v) for v in values])
         run = getattr(library, f"launch_{name}")

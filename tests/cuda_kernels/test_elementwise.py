@@ -85,6 +85,24 @@ def test_arithmetic(emulator, name, dtype):
     close(out, getattr(np, name)(x.astype(np.float64), x.astype(np.float64)), dtype)
 
 
+def test_a_source_that_lies_within_the_result_is_read_before_it_is_written(emulator):
+    whole = np.arange(1.0, 5001.0, dtype=np.float32)
+    for x, y in ((whole, whole[7:8].reshape(())), (whole[1:], whole[:-1]), (whole[:-1], whole[1:])):
+        before = whole.copy()
+        expected = x.copy() - y.copy()
+        assert elementwise.arithmetic("subtract", x, y, x) is x
+        np.testing.assert_array_equal(x, expected)
+        whole[...] = before
+    assert elementwise.arithmetic("subtract", whole, whole, whole) is whole
+    assert not whole.any() and emulator.launches[-1][1] == "subtract"
+
+
+def test_scalars_of_numpy_are_numbers_not_addresses(emulator):
+    x = np.arange(1.0, 7.0)
+    for a, b in ((x, np.float64(2)), (np.float64(2), x)):
+        np.testing.assert_array_equal(elementwise.arithmetic("true_divide", a, b, None), a / b)
+
+
 def test_which_vectors_broadcast():
     assert elementwise.vector((2, 3, 4), (3, 4)) == (1, 12)
     assert elementwise.vector((2, 3, 4), (3, 1)) == (4, 3)

@@ -52,3 +52,16 @@ def test_take_and_gather(emulator, shape, dtype):
     np.testing.assert_array_equal(
         indexing.gather(x, 1, part), np.take_along_axis(x[:, :, : part.shape[2]], part, 1)
     )
+
+
+def test_places_that_are_not_there_end_the_launch(emulator):
+    x, values = np.zeros((4, 8), np.float32), np.ones((1, 8), np.float32)
+    for place in (4, -5, 1 << 40):
+        index = np.array([place])
+        for start in (
+            lambda: indexing.take(x, 0, index),  # noqa: B023
+            lambda: indexing.gather(x, 0, np.full((1, 8), place)),  # noqa: B023
+            lambda: indexing.add_rows(x, 0, index, values),  # noqa: B023
+        ):
+            with pytest.raises(RuntimeError, match="a trap"):
+                start()

@@ -1,12 +1,19 @@
 """How many blocks, and that every kernel compiles for every GPU that is supported."""
 
+import contextlib
+import importlib.util
 import itertools
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from tensorlib.backend.cuda import fused, launch, nvrtc
+from tensorlib.backend.cuda import capture, fused, launch, nvrtc
 from tensorlib.errors import DeviceError
 
 ARCHITECTURES = (80, 90, 100)
@@ -79,6 +86,31 @@ def test_files_are_short_and_their_headers_are_there(file):
         assert name in launch.headers()
 
 
+def test_sources_are_read_whatever_the_locale():
+    # NVRTC 12.4 leaves the thread that compiled with an ASCII locale.
+    code = "from tensorlib.backend.cuda import launch as l; l.headers(), l.source('softmax')"
+    plain = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **plain}, timeout=60, check=True
+    )
+
+
+def test_both_halves_of_nvrtc_are_loaded(monkeypatch, tmp_path):
+    names = (
+        "libnvrtc.so.13", "libnvrtc-builtins.so.13.0", "libnvrtc.alt.so.13",
+        "libnvrtc-builtins.alt.so.13.0",
+    )  # fmt: skip
+    folder, loaded = tmp_path / "cu13" / "lib", []
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).touch()
+    found = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(nvrtc.importlib.util, "find_spec", lambda name: found)
+    monkeypatch.setattr(nvrtc.ctypes, "CDLL", lambda path: loaded.append(Path(path).name) or path)
+    assert nvrtc._library.__wrapped__() == str(folder / names[0])
+    assert loaded == [names[1], names[0]]
+
+
 @needs_nvrtc
 def test_a_source_that_is_wrong_says_where():
     with pytest.raises(
@@ -118,3 +150,98 @@ def test_every_kernel_compiles(file):
 @pytest.mark.parametrize(("file", "types"), [(f, t) for f in FILES for t in instances(f)], ids=str)
 def test_every_instance_compiles(file, types):
     compile_all(file, types, ARCHITECTURES)
+
+
+# --- the runner, on a double of what CUDA keeps for each kernel -----------------------------------
+
+
+class Driver:
+    """A driver that has one limit of shared memory for each kernel of a module."""
+
+    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
+
+    def __init__(self):
+        self.limits, self.modes, self.mode, self.launched = {}, [], "as it is", []
+
+    def funcSetAttribute(self, function, attribute, value):
+        assert attribute == 8
+        self.limits[function] = value
+
+    def cupy(self):
+        driver = self
+
+        class Module:
+            def load(self, code):
+                assert code == b"code"
+                driver.modes.append(driver.mode)
+
+            def get_function(self, name):
+                driver.modes.append(driver.mode)
+                return lambda *args: driver.launch(name, *args)
+
+        class Device:
+            compute_capability = "90"
+
+            def __init__(self, index):
+                pass
+
+        device = SimpleNamespace(get_device_id=lambda: 0)
+        return SimpleNamespace(
+            cuda=SimpleNamespace(
+                function=SimpleNamespace(Module=Module), device=device, Device=Device
+            )
+        )
+
+    def launch(self, name, grid, block, args, shared):
+        assert shared <= self.limits.get(name, 48 << 10), "CUDA_ERROR_INVALID_VALUE"
+        self.launched.append((name, grid, block, args, shared))
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    found = Driver()
+    cupy = found.cupy()
+    functions = cupy.cuda.function.Module.get_function
+
+    def get_function(self, name):
+        function = functions(self, name)
+        function.ptr = name  # the same each time, as CUDA's
+        return function
+
+    cupy.cuda.function.Module.get_function = get_function
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setitem(sys.modules, "cupy_backends.cuda.api", SimpleNamespace(driver=found))
+    monkeypatch.setattr(launch, "compiled", lambda file, types, arch: b"code")
+    return found
+
+
+def test_a_limit_of_shared_memory_is_never_lowered(driver):
+    runner, types = launch.CupyRunner(), (np.dtype(np.float32), 256)
+    for kilobytes in (10, 100, 60, 48, 100, 120, 100):
+        grid = launch.items(5, (128, 1), kilobytes << 10)
+        runner.start("attention", "attention", types, grid, (1, None))
+    assert [shared >> 10 for *_, shared in driver.launched] == [10, 100, 60, 48, 100, 120, 100]
+    assert driver.launched[0][:4] == ("attention", (5, 1, 1), (128, 1, 1), (1, None))
+    assert driver.modes == ["as it is"] * 2  # loaded once
+
+
+def test_kernels_are_loaded_in_relaxed_mode_during_a_capture(driver, monkeypatch):
+    @contextlib.contextmanager
+    def relaxed():
+        driver.mode = "relaxed"
+        yield
+        driver.mode = "as it is"
+
+    monkeypatch.setattr(capture, "relaxed", relaxed)
+    monkeypatch.setattr(capture, "current", lambda: object())
+    launch.CupyRunner().start("softmax", "softmax_rows", (), launch.rows(4, 4), ())
+    assert driver.modes == ["relaxed"] * 2 and driver.mode == "as it is"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="needs CuPy, but no GPU")
+def test_cupy_passes_arguments_as_kernels_take_them():
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("passing.py")],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

@@ -56,6 +56,14 @@ def test_sums_of_views(emulator):
             close(reduction.sum(view, dim, False), view.astype(np.float64).sum(dim), np.float32)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, BFLOAT16])
+def test_expanded_halves_are_counted_exactly(emulator, dtype):
+    # Neither the counts, 2049 and 100 000, nor the sum on the way are numbers of the halves.
+    for count, value in ((2049, 1.0), (100_000, 0.125), (100_000, 0.0)):
+        x = np.broadcast_to(np.array([[value], [-value]], dtype), (2, count))
+        close(reduction.sum(x, (1,), False), np.array([value, -value]) * count, dtype)
+
+
 def test_squares_do_not_overflow(emulator):
     x = np.full(3, 1e30, np.float32)
     close(reduction.norm2(x, None, False) / 1e30, np.sqrt(3), np.float32)
@@ -124,6 +132,17 @@ def test_cross_entropy(emulator, shape, dtype):
                 close(back, cpu_losses.cross_entropy_back(
                     g.astype(np.float64), g_total, wide, target, w, total, number, smoothing,
                 ), dtype)  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (3, 33, 5)])
+def test_a_class_beyond_the_last_ends_the_launch(emulator, shape):
+    x, target = normal(shape, np.float32), np.zeros((shape[0], *shape[2:]), np.int64)
+    _, total = losses.cross_entropy(x, target, None, None, 0.0)
+    target.flat[-1] = shape[1]
+    with pytest.raises(RuntimeError, match="a trap"):
+        losses.cross_entropy(x, target, None, None, 0.0)
+    with pytest.raises(RuntimeError, match="a trap"):
+        losses.cross_entropy_back(total, total, x, target, None, total, None, 0.0)
 
 
 def test_one_gradient_for_all_positions(emulator):

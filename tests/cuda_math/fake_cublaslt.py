@@ -175,32 +175,22 @@ def _epilogue(desc, product, right, dtype):
     if kind == 1:
         return product
     rows, columns = product.shape[1:]
+    assert desc[8] % 16 == 0  # kernels read and write the vector in pieces of 16 bytes
     if kind == 512:  # BGRADB: op(B) summed over k, an element for each column of D
+        assert desc[4] == 1 and columns > 1  # what nvmath-python knows of BGRADB
         _at(desc[8], (columns,), (1,), dtype)[...] = right[0].sum(0)
         return product
-    if kind in (152, 208):  # DRELU_BGRAD, DGELU_BGRAD
-        ld = desc[12]
-        if kind == 152:
-            bits = _at(desc[11], (columns, ld // 8), (ld // 8, 1), np.uint8)
-            slope = np.unpackbits(bits, axis=1, bitorder="little")[:, :rows].T
-        else:
-            slope = _gelu_slope(_wide(_at(desc[11], (rows, columns), (1, ld), dtype)))
-        product = product * slope
+    if kind == 208:  # DGELU_BGRAD
+        assert right.shape[1] > 1  # cuBLASLt has none for sums of one element
+        aux = _at(desc[11], (rows, columns), (1, desc[12]), dtype)
+        product = product * _gelu_slope(_wide(aux))
         _at(desc[8], (rows,), (1,), dtype)[...] = product[0].sum(1)
         return product
     assert kind & 4
     product = product + _wide(_at(desc[8], (rows,), (1,), dtype))[:, None]
     if kind & 128:
-        ld = desc[12]
-        if kind & 2:
-            assert ld % 128 == 0
-            bits = np.zeros((columns, ld), np.uint8)
-            bits[:, :rows] = product[0].T > 0
-            packed = np.packbits(bits, axis=1, bitorder="little")
-            _at(desc[11], packed.shape, (ld // 8, 1), np.uint8)[...] = packed
-        else:
-            assert ld % 8 == 0
-            _at(desc[11], (rows, columns), (1, ld), dtype)[...] = product[0]
+        assert desc[12] % 8 == 0
+        _at(desc[11], (rows, columns), (1, desc[12]), dtype)[...] = product[0]
     if kind & 2:
         product = np.maximum(product, 0)
     return _gelu(product) if kind & 32 else product

@@ -70,6 +70,7 @@ class Tensor:
 
     def at(self, addresses):
         """The tensor in memory."""
+        assert addresses[self.uid] % 16 == 0 and min(self.stride) > 0
         dtype = np.dtype(_NUMPY[self.dtype.name])
         count = 1 + sum((n - 1) * s for n, s in zip(self.dim, self.stride, strict=True))
         raw = np.ctypeslib.ctypes.c_char * (count * dtype.itemsize)
@@ -138,7 +139,7 @@ class pygraph:
         return self._add("bias", lambda get, outs: [get(input) + get(bias)])
 
     def sdpa(self, *, q, k, v, generate_stats, attn_scale, use_causal_mask):
-        assert generate_stats
+        assert generate_stats and type(attn_scale) is float and type(use_causal_mask) is bool
 
         def run(get, outs):
             p, lse = _softmax(get(q), get(k), attn_scale, use_causal_mask)
@@ -150,6 +151,8 @@ class pygraph:
     def sdpa_backward(
         self, *, q, k, v, o, dO, stats, attn_scale, use_causal_mask, use_deterministic_algorithm
     ):
+        assert type(attn_scale) is float and type(use_causal_mask) is bool
+
         def run(get, outs):
             p, lse = _softmax(get(q), get(k), attn_scale, use_causal_mask)
             np.testing.assert_allclose(get(stats)[..., 0], lse, rtol=1e-2, atol=1e-2)

@@ -89,12 +89,19 @@ class Stream:
         self.recorded = None
         self.invalid = None
 
+    @classmethod
+    def from_external(cls, obj):
+        return cls(ptr=obj.__cuda_stream__()[1])
+
     def __enter__(self):
         cuda.streams.append(self)
         return self
 
     def __exit__(self, *exc):
         cuda.streams.remove(self)
+
+    def use(self):
+        cuda.streams[-1] = self
 
     def begin_capture(self, mode):
         log.append(("begin", mode))
@@ -120,10 +127,22 @@ class Stream:
 class Memory:
     """A block from the driver."""
 
+    size = 0
+
     def __init__(self, size):
         if size > cuda.memory.most:
             raise CUDARuntimeError("cudaErrorMemoryAllocation: out of memory")
-        self.size = size
+        self.ptr, self.size, self.device_id = 512, size, 0
+
+    def __del__(self):
+        log.append(("free", self.size))
+
+
+class UnownedMemory:
+    """A block that something else gives back."""
+
+    def __init__(self, ptr, size, owner, device_id=-1):
+        self.ptr, self.size, self._owner = ptr, size, owner
 
 
 class MemoryPointer:
@@ -150,7 +169,7 @@ class MemoryPool:
 
 class _Memory:
     most = 1 << 30
-    Memory, MemoryPointer = Memory, MemoryPointer
+    Memory = Memory
 
 
 class _Runtime:
@@ -172,7 +191,8 @@ class _Device:
 class Cuda:
     """cupy.cuda"""
 
-    Stream, ExternalStream, MemoryPool, Device = Stream, Stream, MemoryPool, _Device
+    Stream, MemoryPool, Device = Stream, MemoryPool, _Device
+    MemoryPointer, UnownedMemory = MemoryPointer, UnownedMemory
     memory, runtime, device = _Memory(), _Runtime, _Device
 
     def __init__(self):

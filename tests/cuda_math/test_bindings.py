@@ -6,6 +6,7 @@ which a driver is shown that knows nothing but its version.
 
 import importlib.util
 import inspect
+import json
 import re
 import shutil
 import subprocess
@@ -62,9 +63,8 @@ def test_epilogues_types_and_precisions_have_the_same_numbers(lt):
     from nvmath.bindings import cublas
 
     names = {
-        "": "DEFAULT", "bias": "BIAS", "relu": "RELU_BIAS", "relu_aux": "RELU_AUX_BIAS",
-        "gelu_tanh": "GELU_BIAS", "gelu_tanh_aux": "GELU_AUX_BIAS", "relu_back": "DRELU_BGRAD",
-        "gelu_tanh_back": "DGELU_BGRAD", "row_sums": "BGRADB",
+        "": "DEFAULT", "bias": "BIAS", "relu": "RELU_BIAS", "gelu_tanh": "GELU_BIAS",
+        "gelu_tanh_aux": "GELU_AUX_BIAS", "gelu_tanh_back": "DGELU_BGRAD", "row_sums": "BGRADB",
     }  # fmt: skip
     assert {k: int(lt.Epilogue[names[k]]) for k in gemm.EPILOGUES} == gemm.EPILOGUES
     assert int(cublas.ComputeType.COMPUTE_32F) == gemm.COMPUTE_32F
@@ -87,7 +87,16 @@ def test_a_result_of_the_heuristic_has_what_is_read(lt):
     assert fields["algo"][1] == 0  # its address is the algorithm's
 
 
-DRIVER = "int cuDriverGetVersion(int *version) { *version = 13000; return 0; }"
+DRIVER = "int cuDriverGetVersion(int *version) { *version = 13000; return 0; }\n"
+ABSENT = """
+cuCtxGetCurrent cuCtxGetLimit cuCtxPopCurrent cuCtxPushCurrent cuDeviceGet cuDeviceGetCount
+cuGetErrorName cuGetErrorString cuInit cuKernelGetAttribute cuKernelGetFunction
+cuKernelSetAttribute cuLaunchCooperativeKernel cuLaunchKernel cuLaunchKernelEx
+cuLibraryGetKernel cuLibraryLoadData cuLibraryLoadFromFile cuLibraryUnload cuLinkAddData
+cuLinkComplete cuLinkCreate cuLinkDestroy cuModuleGetFunction cuModuleLoadData
+cuModuleUnload cuOccupancyMaxPotentialClusterSize cuStreamGetCtx cuTensorMapEncodeIm2col
+cuTensorMapEncodeTiled
+""".split()  # what the libraries want to be there when they are loaded
 DESCRIBE = """
 import numpy as np
 from nvmath.bindings import cublasLt as lt
@@ -128,18 +137,23 @@ print("described")
 """
 
 
-def test_the_real_library_takes_the_descriptors(lt, tmp_path, run_process):
+@pytest.fixture
+def driver(tmp_path):
+    """The environment of a process that finds a driver's stand-in."""
     if shutil.which("gcc") is None:
         pytest.skip("needs gcc, which compiles the driver's stand-in")
     source = tmp_path / "driver.c"
-    source.write_text(DRIVER)
+    source.write_text(DRIVER + "".join(f"int {name}(void) {{ return 100; }}\n" for name in ABSENT))
     library = tmp_path / "libcuda.so.1"
     subprocess.run(
         ["gcc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", library, source],
         check=True, timeout=60,
     )  # fmt: skip
-    env = {"LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    done = run_process([sys.executable, "-c", DESCRIBE], env=env)
+    return {"LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": str(ROOT)}
+
+
+def test_the_real_library_takes_the_descriptors(lt, driver, run_process):
+    done = run_process([sys.executable, "-c", DESCRIBE], env=driver)
     if "NotSupportedError" in done.stderr or "not found" in done.stderr.lower():
         pytest.skip("needs cuBLAS (nvidia-cublas)")
     assert done.stdout.strip() == "described", done.stderr
@@ -228,6 +242,80 @@ def test_graphs_of_attention_are_taken(cudnn):
     assert "use_deterministic_algorithm" in doc and "generate_stats" in (
         cudnn._pybind_module.backend_graph.sdpa.__doc__
     )
+
+
+# cuDNN plans for a GPU that it is only told of.
+H200 = {
+    "maxGridSize": [2147483647, 65535, 65535], "maxBlockSize": [1024, 1024, 64],
+    "regsPerBlock": 65536, "multiProcessorCount": 132, "smCountOrigin": 0, "warpSize": 32,
+    "maxSharedMemoryPerBlock": 49152, "maxSharedMemoryPerBlockOptin": 232448,
+    "reservedSharedMemoryPerBlock": 1024, "oversizedSharedMemoryPerBlock": 0,
+    "maxRegistersPerSM": 65536, "maxCtasPerSM": 32, "maxThreadsPerBlock": 1024,
+    "maxThreadsPerSM": 2048, "pciDeviceId": 0, "isTccDriver": 0, "supportCoopLaunch": 1,
+    "totalGlobalMem": 150754820096, "smClockRateKHz": 1980000, "memClockRateKHz": 3201000,
+    "memoryBusWidth": 6144, "l2CacheSize": 62914560, "cudaDeviceId": 0, "deviceVer": 900,
+    "driverVer": 13000, "deviceName": "NVIDIA H200",
+}  # fmt: skip
+PLAN = """
+import sys
+import cudnn
+from tensorlib.backend.cuda import attention, conv, dnn
+from tensorlib.backend.cuda.dnn import Layout
+from tensorlib.backend.cuda.settings import CUDNN
+
+try:
+    gpu = cudnn.create_device_properties(sys.argv[1])
+except RuntimeError as error:
+    sys.exit(f"cannot be told of a GPU: {error}")
+class Lib:
+    __getattr__ = lambda self, name: getattr(cudnn, name)
+    def pygraph(self, *, handle, **options):
+        graph = cudnn.pygraph(device_property=gpu, sm_version=90, **options)
+        graph.build_plans = lambda policy: None  # compiles
+        return graph
+def lying(shape, dtype="bfloat16", last=False):
+    return Layout(shape, conv._strides(shape, last), dtype)
+def heads(n, h, length, width):
+    shape = n, h, length, width
+    return Layout(shape, (length * h * width, width, h * width, 1), "bfloat16")
+cases = []
+pads = ((1, 1), (1, 1))
+options = conv.Options((2, 1), pads, (1, 1))
+for dtype in ("float32", "float16", "bfloat16"):
+    for order in ((0, 0, 0), (1, 1, 1), (1, 0, 1), (1, 0, 0)):
+        shapes = (4, 16, 16, 16), (24, 16, 3, 3), (4, 24, 8, 16)
+        x, w, y = (lying(s, dtype, last) for s, last in zip(shapes, order))
+        for bias in (False, True):
+            cases.append((dtype, conv.forward_graph, ((x, w, y), bias, options)))
+        cases.append((dtype, conv.data_graph, ((y, w, x), options)))
+        cases.append((dtype, conv.weight_graph, ((x, y, w), options)))
+for n, h, shared, length, keys, width in (
+    (2, 8, 8, 128, 128, 64), (1, 3, 3, 37, 53, 40), (2, 8, 2, 64, 256, 128), (1, 4, 4, 5, 5, 256),
+):
+    q, k = lying((n, h, length, width)), lying((n, shared, keys, width))
+    out, lse = heads(n, h, length, width), lying((n, h, length, 1), "float32")
+    dk = heads(n, shared, keys, width)
+    for causal in (False, True):
+        forward = (q, k, k, out, lse), 0.125, causal
+        cases.append(("bfloat16", attention.forward_graph, forward))
+        for repeatable in (False, True):
+            backward = (q, k, k, out, lse, out, out, dk, dk), 0.125, causal, repeatable
+            cases.append(("bfloat16", attention.backward_graph, backward))
+for CUDNN.deterministic in (False, True):
+    for dtype, describe, args in cases:
+        def add(lib, graph):
+            describe(lib, graph, *args)
+        graph = dnn.build(Lib(), dtype, add, None, tf32=CUDNN.deterministic)
+        assert graph.get_execution_plan_count() > 0
+print("planned", len(cases))
+"""
+
+
+def test_cudnn_has_engines_for_every_graph(cudnn, driver, run_process):
+    done = run_process([sys.executable, "-c", PLAN, json.dumps(H200)], env=driver)
+    if "cannot be told of a GPU" in done.stderr or "libcudnn" in done.stderr:
+        pytest.skip("needs a cuDNN that plans for a GPU by its description")
+    assert done.stdout.strip() == "planned 72", done.stderr
 
 
 def test_types_have_names_at_cudnn(cudnn):

@@ -1,5 +1,9 @@
 """Convolution and attention through cuDNN: graphs, layouts, settings and what is left to others."""
 
+import os
+import sys
+import types
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -32,6 +36,22 @@ def cudnn(monkeypatch):
     with host.installed():
         yield fake_cudnn
     fake_cudnn.refused.clear()
+
+
+def test_the_frontend_is_told_where_the_cuda_runtime_is(monkeypatch):
+    name, seen = "CUDNN_FRONTEND_CUDART_LIB_NAME", []
+    monkeypatch.setenv(name, "")  # and taken back afterwards
+    monkeypatch.delenv(name)
+    load = lambda library: types.SimpleNamespace(abs_path=f"/site-packages/lib{library}.so.13")  # noqa: E731
+    pathfinder = types.SimpleNamespace(load_nvidia_dynamic_lib=load)
+    frontend = types.SimpleNamespace(
+        create_handle=lambda: seen.append(os.environ[name]), destroy_handle=lambda handle: None
+    )
+    monkeypatch.setitem(sys.modules, "cuda", types.SimpleNamespace(pathfinder=pathfinder))
+    monkeypatch.setitem(sys.modules, "cuda.pathfinder", pathfinder)
+    monkeypatch.setitem(sys.modules, "cudnn", frontend)
+    assert dnn.library.__wrapped__() is frontend
+    assert seen == ["/site-packages/libcudart.so.13"]
 
 
 def filled(*shape, dtype=np.float32):
@@ -106,6 +126,26 @@ def test_expanded_gradients_are_copied(cudnn):
     tx = as_torch(x).requires_grad_()
     torch.conv2d(tx, as_torch(w)).sum().backward()
     np.testing.assert_allclose(dx, tx.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_misaligned_arrays_are_copied_and_keep_their_order(cudnn):
+    x, w, bias = (filled(25 * n + 1)[1:] for n in (8, 18, 3))
+    x, w, bias = x.reshape(2, 5, 5, 4).transpose(0, 3, 1, 2), w[:108].reshape(3, 4, 3, 3), bias[:3]
+    assert all(a.data.ptr % 16 for a in (x, w, bias))
+    out = conv.convolve(x, w, bias, (1, 1), ((0, 0),) * 2, (1, 1), 1)
+    expected = torch.conv2d(as_torch(x), as_torch(w), as_torch(bias))
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+    assert conv._is_last(out)
+
+
+def test_new_axes(cudnn):
+    x, w = filled(2, 5, 5)[None], filled(3, 2, 3, 3)
+    assert x.strides[0] == 0
+    out = conv.convolve(x, w, None, (1, 1), ((0, 0),) * 2, (1, 1), 1)
+    np.testing.assert_allclose(out, torch.conv2d(as_torch(x), as_torch(w)), rtol=1e-4, atol=1e-5)
+    q = filled(4, 5, 8, dtype=BF16)[None]
+    out, lse = attention.attention(q, q, q, None, 0.3, False, 0.0, 0, 0)
+    assert out.shape == q.shape and np.isfinite(lse).all()
 
 
 def test_a_bias_that_cannot_be_fused_is_added(cudnn):
@@ -186,6 +226,13 @@ def test_attention_and_its_gradients(cudnn, causal, shared, make):
     for found, wanted in ((out, expected), (dq, tq.grad), (dk, tk.grad), (dv, tv.grad)):
         np.testing.assert_allclose(found.astype(np.float32), wanted.detach(), rtol=5e-2, atol=5e-2)
     assert out.strides[1] < out.strides[2]  # (B, L, H, E) in memory
+
+
+def test_numbers_of_other_types(cudnn):
+    q = filled(1, 2, 4, 8, dtype=BF16)
+    out, lse = attention.attention(q, q, q, None, 1, 1, 0.0, 0, 0)
+    attention.attention_backward(q, None, out, lse, q, q, q, None, False, 1, 1, 0.0, 0, 0)
+    assert len(cudnn.built) == 2
 
 
 def test_masks_dropout_and_gradients_of_lse_go_to_the_own_kernels(cudnn):

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tensorlib.backend.cuda import gemm
+from tensorlib.backend.cuda import gemm, gemm_layout
 from tensorlib.backend.cuda.gemm_layout import Side, alignment, calls, side
 from tensorlib.backend.cuda.settings import MATMUL
 
@@ -104,6 +104,17 @@ def test_batches(cublaslt, case):
     out = gemm.matmul(x, y)
     np.testing.assert_allclose(out, np.matmul(np.asarray(x), np.asarray(y)), rtol=1e-5, atol=1e-6)
     assert len(cublaslt.calls) == count and host.cupy.copies == 0
+
+
+@pytest.mark.parametrize("count, calls", [(6, 2), (7, None)])
+def test_large_batches_take_several_calls(cublaslt, monkeypatch, count, calls):
+    monkeypatch.setattr(gemm_layout, "MOST_MEMBERS", 3)
+    monkeypatch.setattr(gemm_layout, "MOST_CALLS", 4)
+    x, y = filled(count, 4, 6), filled(count, 6, 5)
+    np.testing.assert_allclose(
+        gemm.matmul(x, y), np.matmul(np.asarray(x), np.asarray(y)), rtol=1e-5, atol=1e-6
+    )
+    assert len(cublaslt.calls) == (calls or 0) and (("cupy.matmul",) in host.log) == (not calls)
 
 
 def test_too_many_calls_become_a_copy(cublaslt):
@@ -215,6 +226,15 @@ def test_affine_adds_the_bias_in_the_same_call(cublaslt, dtype):
     assert [c["desc"][7] for c in cublaslt.calls] == [4]
 
 
+def test_a_misaligned_bias_is_added_by_itself(cublaslt):
+    x, w = filled(4, 6, dtype=np.float16), filled(5, 6, dtype=np.float16)
+    bias = filled(6, dtype=np.float16)[1:]
+    out = gemm.affine(x, w.T, bias)
+    expected = x.astype(np.float64) @ w.T.astype(np.float64) + bias.astype(np.float64)
+    np.testing.assert_allclose(out.astype(np.float64), expected, rtol=2e-2, atol=2e-2)
+    assert [c["desc"][7] for c in cublaslt.calls] == [1]
+
+
 def test_affine_without_an_epilogue_for_the_dtype(cublaslt):
     x, w, bias = (filled(*s, dtype=np.float64) for s in ((4, 6), (5, 6), (5,)))
     np.testing.assert_allclose(gemm.affine(x, w.T, bias), x @ w.T + bias, rtol=1e-12)
@@ -254,17 +274,35 @@ def slope(x, activation):
     return (gelu(x + h) - gelu(x - h)) / (2 * h)
 
 
+@pytest.fixture
+def relu_back(monkeypatch):
+    """The own kernel, on the host."""
+    from tensorlib.backend.cuda import feed_forward
+
+    def own(name, arrays):
+        assert name == "relu_back"
+        return lambda g, out: np.where(out > 0, g, 0).astype(g.dtype).view(host.Array)
+
+    monkeypatch.setattr(feed_forward.fused, "find", own)
+
+
 @pytest.mark.parametrize("m", [16, 24, 200])
 @pytest.mark.parametrize("activation", ["relu", "gelu_tanh"])
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
-def test_feed_forward_in_six_calls(cublaslt, activation, dtype, m):
+@pytest.mark.parametrize("n, k", [(7, 5), (1, 5), (7, 1)])
+def test_feed_forward(cublaslt, relu_back, activation, dtype, m, n, k):
     from tensorlib.backend.cuda import feed_forward
 
-    x, g = filled(7, 6, dtype=dtype), filled(7, 5, dtype=dtype)
+    x, g = filled(n, 6, dtype=dtype), filled(n, k, dtype=dtype)
     w1, b1 = filled(m, 6, dtype=dtype), filled(m, dtype=dtype)
-    w2, b2 = filled(5, m, dtype=dtype), filled(5, dtype=dtype)
+    w2, b2 = filled(k, m, dtype=dtype), filled(k, dtype=dtype)
+    x[0], b1[0] = 0, 0  # one sum is 0: the gradient of relu is 0 there
     out, kept, hidden = feed_forward.feed_forward(x, w1, b1, w2, b2, activation)
+    assert kept.dtype == dtype and kept.shape == hidden.shape == (n, m)
     found = feed_forward.feed_forward_back(g, x, w1, w2, kept, hidden, activation)
+    if activation == "gelu_tanh" and k == 1:
+        assert found is None
+        return
     wx, wg, v1, c1, v2, c2 = (np.asarray(a).astype(np.float64) for a in (x, g, w1, b1, w2, b2))
     p = wx @ v1.T + c1
     h = np.maximum(p, 0) if activation == "relu" else gelu(p)
@@ -277,6 +315,8 @@ def test_feed_forward_in_six_calls(cublaslt, activation, dtype, m):
             a.astype(np.float64), b, rtol=tolerance, atol=tolerance * np.abs(b).max()
         )
     assert len(cublaslt.calls) == 6 and host.cupy.copies == 0
+    sums = [c["desc"][7] for c in cublaslt.calls].count(512)
+    assert sums == ((k > 1) + (activation == "relu") if n > 1 else 0)
 
 
 def test_feed_forward_needs_rows_of_eight_for_gelu(cublaslt):

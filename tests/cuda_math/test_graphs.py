@@ -3,6 +3,8 @@
 Kernels run on the host (`host.py`): a replay runs the recorded starts again, and no Python.
 """
 
+import types
+
 import numpy as np
 import pytest
 
@@ -195,6 +197,16 @@ def test_no_memory_is_a_typed_error_that_gives_nothing_back(gpu, monkeypatch):
         gpu.empty(125)
 
 
+def test_memory_of_another_graph_is_given_back_in_relaxed_mode(gpu):
+    pool = graphs.graph_pool_handle()
+    with pool.using():
+        held = [gpu.empty(125)]
+    with graphs.recording(graphs.CUDAGraph()):
+        host.log.clear()
+        held.clear()
+        assert host.log == [("mode", 2), ("free", 1000), ("mode", 0)]
+
+
 def test_reset_lets_go_of_memory(gpu):
     g = graphs.CUDAGraph()
     with graphs.recording(g):
@@ -215,6 +227,14 @@ def test_constants_are_copied_once_and_kept(gpu):
     g.replay()
     np.testing.assert_array_equal(constant, np.arange(5))
     assert any(kept is constant for kept in g._capture.kept)
+
+
+def test_what_replays_only_read_lies_apart_from_what_they_write(gpu):
+    g = graphs.CUDAGraph()
+    with graphs.recording(g):
+        read = capture.live(lambda: [1.0]), capture.constant(np.arange(5))
+    assert g.pool().used_bytes() == 0
+    assert all(x.block is not None for x in read)
 
 
 def test_a_graph_has_workspaces_of_its_own(gpu, cublaslt):
@@ -253,6 +273,18 @@ def test_what_is_refused_names_the_operation_and_the_remedy(gpu):
     with pytest.raises(GraphCaptureError, match=r"the step needs a copy to the host.*before or"):
         with graphs.recording(graphs.CUDAGraph()):
             capture.refuse("a copy to the host")
+
+
+def test_refusals_of_cupy_are_typed_too(gpu):
+    with pytest.raises(GraphCaptureError, match="D2H"):
+        with graphs.recording(graphs.CUDAGraph()):
+            raise RuntimeError("the current stream is capturing, so D2H transfers are disallowed")
+
+
+def test_streams_of_other_libraries_are_taken_by_their_address(gpu):
+    g, other = graphs.CUDAGraph(), types.SimpleNamespace(cuda_stream=77)
+    with graphs.recording(g, stream=other):
+        assert host.cuda.get_current_stream().ptr == 77
 
 
 def test_the_users_own_errors_pass(gpu):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import tensorlib as tl
+from tensorlib.backend.cuda import gemm
 from tensorlib.nn import functional as F
 
 pytestmark = pytest.mark.skipif(
@@ -67,6 +68,50 @@ def test_linear_and_its_gradients(dtype):
         close(a, b, dtype, scale=2)
 
 
+@pytest.mark.parametrize("dtype", [tl.float32, tl.float16, tl.bfloat16], ids=str)
+@pytest.mark.parametrize("activation", ["relu", "gelu_tanh"])
+@pytest.mark.parametrize("rows, width", [(6, 40), (6, 1), (1, 40)])
+def test_feed_forward_and_its_gradients(rows, width, activation, dtype):
+    # Whole numbers: their sums are exact in every dtype, and often 0, where relu has no slope.
+    x, w1, b1 = (tl.randint(-1, 2, shape).float() for shape in ((rows, 5, 32), (64, 32), (64,)))
+    w2, b2, g = tl.randn(width, 64) * 0.2, tl.randn(width), tl.randn(rows, 5, width)
+    found, expected = [], []
+    for place, kind, out in (("cuda", dtype, found), ("cpu", tl.float64, expected)):
+        given = [t.to(dtype).to(place, kind) for t in (x, w1, b1, w2, b2)]
+        leaves = [t.detach().requires_grad_() for t in given]
+        y = F.feed_forward(*leaves, activation)
+        y.backward(g.to(dtype).to(place, kind))
+        out += [y.detach(), *[t.grad for t in leaves]]
+    for a, b in zip(found, expected, strict=True):
+        close(a, b, dtype, scale=4)
+
+
+def off_by_one(t):
+    """The same numbers in memory that starts one element after an aligned address."""
+    return tl.cat([tl.zeros(1, dtype=t.dtype, device=t.device), t.reshape(-1)])[1:].reshape(t.shape)
+
+
+@pytest.mark.parametrize("dtype", [tl.float16, tl.bfloat16], ids=str)
+def test_arrays_at_odd_addresses(dtype):
+    heads, image, kernel = tl.randn(2, 4, 64, 64), tl.randn(2, 8, 9, 9), tl.randn(8, 8, 3, 3) * 0.1
+    x, w, b = tl.randn(16, 32), tl.randn(24, 32), tl.randn(24)
+    for function, given, scale in (
+        (F.linear, (x, w, b), 2), (F.conv2d, (image, kernel, b[:8]), 4),
+        (F.scaled_dot_product_attention, (heads, heads * 0.5, heads * 2), 4),
+    ):  # fmt: skip
+        given = [t.to(dtype) for t in given]
+        leaves = [off_by_one(t.cuda()).detach().requires_grad_() for t in given]
+        out = function(*leaves)
+        out.backward(off_by_one(tl.ones_like(out)))
+        wide = [t.double().requires_grad_() for t in given]
+        expected = function(*wide)
+        expected.backward(tl.ones_like(expected))
+        close(out.detach(), expected.detach(), dtype, scale)
+        for leaf, other in zip(leaves, wide, strict=True):
+            close(leaf.grad, other.grad, dtype, scale)
+
+
+@pytest.mark.skipif(gemm.library() is None, reason="needs cuBLASLt: pip install nvmath-python")
 def test_tf32_only_where_it_is_allowed():
     x, y = tl.randn(256, 512), tl.randn(512, 256)
     expected = x.double() @ y.double()

@@ -42,6 +42,18 @@ def test_memory_in_use_and_at_most():
     assert cuda.memory_allocated() == 0
 
 
+def test_a_new_backend_takes_the_place_of_the_one_before():
+    """Allocators around allocators would grow with each, as they do when tests change devices."""
+    x = tl.ones(1000, device="cuda")
+    inner = get_cuda().memory._inner
+    for _ in range(3):
+        get_cuda.cache_clear()
+        assert get_cuda().memory._inner == inner
+    assert cuda.memory_allocated() == 4096
+    del x
+    assert cuda.memory_allocated() == 0
+
+
 def test_a_training_step_returns_its_memory():
     model = tl.nn.Linear(8, 8).cuda()
     before = cuda.memory_allocated()
@@ -314,6 +326,12 @@ def test_copies_to_the_host_that_nobody_waits_for(monkeypatch):
     get_cuda().transfers.drop_done()
     assert returned()
     assert x.t().cpu().tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_a_single_number_is_copied_without_waiting_too():
+    x = tl.tensor(3.0).pin_memory().to("cuda", non_blocking=True)
+    host = x.to("cpu", non_blocking=True)
+    assert host.shape == () and host.item() == 3
 
 
 def test_plain_copies_may_be_overwritten_at_once():

@@ -99,7 +99,8 @@ def test_functions_dispatch_and_stay_arrays():
         lambda x: cupy.empty(2, np.longdouble),
         lambda x: cupy.sort(x, kind="quicksort"),
         lambda x: x.flags.writeable,
-        lambda x: cupy.add.at(ones(2, dtype=np.int64), cupy.asarray([0]), 1),
+        lambda x: cupy.add.at(ones(2, dtype=np.complex64), cupy.asarray([0]), 1),
+        lambda x: cupy.subtract(x > 0, x > 0),
         lambda x: cupy.argsort(x.astype(ml_dtypes.bfloat16)),
         lambda x: cupy.repeat(x, cupy.asarray([1, 2])),
         lambda x: cupy.logical_not(x.astype("c8")),
@@ -113,7 +114,9 @@ def test_what_cupy_lacks_is_refused(call):
 
 def test_loops_decide_on_dtypes():
     half = ones(2, dtype=ml_dtypes.bfloat16)
-    assert (half + half).dtype == (half * 2.0).dtype == ml_dtypes.bfloat16
+    assert (half + half).dtype == (half * 2).dtype == ml_dtypes.bfloat16
+    assert (half * 2.0).dtype == np.float32  # float64 and bfloat16 have no common loop before it
+    assert (cupy.zeros(2, np.int8) * 2.5).dtype == np.float64  # a number of a higher kind
     assert cupy.where(half > 0, half, 0).dtype == np.float32  # there is no loop of bfloat16
     assert cupy.sqrt(ones(2, dtype=np.int64)).dtype == np.float64
     with pytest.raises(AssertionError, match="crashes"):

@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from unittest import mock
 
 from tensorlib.backend import cuda_backend
-from tensorlib.backend.cuda import gemm, libraries
+from tensorlib.backend.cuda import gemm, launch, libraries
 
 from .array import HiddenSync, allow_syncs, ndarray, syncs
 from .cuda import log, state
@@ -53,6 +53,7 @@ def installed(devices: int = 1, total_bytes: int = 1 << 34) -> Iterator[None]:
             mock.patch.object(libraries, "find", lambda name, arrays: None),
             mock.patch.object(gemm, "library", lambda: None),
             mock.patch.object(gemm, "_cupy", lambda: cupy),
+            mock.patch.object(launch, "_runner", None),  # the first one would keep the stand-in
         ):
             yield
     finally:

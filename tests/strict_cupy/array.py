@@ -15,6 +15,13 @@ from . import cuda
 
 TABLE: dict[str, Any] = json.loads(Path(__file__).with_name("table.json").read_text())
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+# Loops that are there to say what to call instead.
+NO_LOOP = {
+    **dict.fromkeys(("negative", "positive"), ("?->?",)),
+    **dict.fromkeys(("gcd", "lcm", "subtract"), ("??->?",)),
+}
+# What `ufunc.at` adds and compares in place atomically, as NumPy's letters.
+ATOMIC = {"add": "iIlLqQefd", "subtract": "iI", "maximum": "iIlLqQfd", "minimum": "iIlLqQfd"}
 # Copies to the host since the last `syncs.clear()`, by what caused them.
 syncs: list[str] = []
 _allowed = [0]
@@ -90,24 +97,38 @@ def _sync(what: str, hidden: bool) -> None:
 # --- ufuncs --------------------------------------------------------------------------------------
 
 
-def _fits(value: Any, dtype: np.dtype[Any]) -> bool:
-    """Whether an argument casts to a loop's type: arrays safely, Python numbers by their kind."""
-    if isinstance(value, ndarray | np.generic):
-        return value.dtype == dtype or np.can_cast(value.dtype, dtype, "safe")
-    kinds = {bool: "biufcV", int: "iufcV", float: "fcV", complex: "c"}
-    return dtype.kind in kinds[type(value)]
+def _rank(dtype: np.dtype[Any]) -> int:
+    """Bools, integers, floating-point and complex numbers, dtypes that NumPy does not know."""
+    return {"b": 0, "i": 1, "u": 1, "f": 2, "c": 2}.get(dtype.kind, 3)
+
+
+def _fits(given: np.dtype[Any], number: type | None, wanted: np.dtype[Any]) -> bool:
+    """Whether an argument casts to a loop's type: safely, or as a Python number beside arrays."""
+    if np.can_cast(given, wanted, "safe"):
+        return True
+    return number is not None and np.result_type(number(0), wanted) == wanted
 
 
 def choose_loop(name: str, types: list[str], args: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
-    """The first loop that all arguments cast to."""
+    """The first loop that all arguments cast to.
+
+    Python numbers take the type of the arrays beside them, unless they are of a higher kind than
+    all of those: then they count as int64, float64 and complex128.
+    """
     for a in args:
         if not isinstance(a, ndarray | np.generic | bool | int | float | complex):
             raise TypeError(f"Unsupported type {type(a)}")
-    strong = [a for a in args if isinstance(a, ndarray | np.generic)]
-    given = args if strong else tuple(np.asarray(a)[()] for a in args)
+    given = [a.dtype if isinstance(a, ndarray) else np.asarray(a).dtype for a in args]
+    numbers = [type(a) if type(a) in (int, float, complex) else None for a in args]
+    strong = [_rank(d) for d, n in zip(given, numbers, strict=True) if n is None]
+    weak = [_rank(d) for d, n in zip(given, numbers, strict=True) if n is not None]
+    if not strong or not weak or max(strong) < max(weak):
+        numbers = [None] * len(args)
     for loop in types:
         ins, outs = ([letter_dtype(c) for c in part] for part in loop.split("->"))
-        if len(ins) == len(args) and all(map(_fits, given, ins)):
+        if len(ins) == len(args) and all(map(_fits, given, numbers, ins)):
+            if loop in NO_LOOP.get(name, ()):
+                break
             return ins, outs
     raise TypeError(f"Wrong type of arguments for {name}: {[getattr(a, 'dtype', a) for a in args]}")
 
@@ -165,13 +186,11 @@ class ufunc:
 
     def at(self, out: Any, index: Any, values: Any) -> None:
         """The scatter operations that CuPy has atomics for."""
-        if self.name not in ("add", "subtract", "maximum", "minimum"):
+        if self.name not in ATOMIC:
             raise NotImplementedError(f"{self.name}.at is not supported")
-        if out.dtype.char not in "iIlLQefdFD" or out.dtype.char == "l":
-            raise TypeError(
-                f"{self.name}.at only supports int32, float16, float32, float64, complex64, "
-                f"complex128, uint32 and uint64, not {out.dtype}"
-            )
+        masked = isinstance(index, ndarray) and index.dtype.kind == "b"
+        if out.dtype.char not in ATOMIC[self.name] and not masked:
+            raise TypeError(f"cupy.{self.name}.at does not support {out.dtype}")
         check_device(out, values)
         self._function.at(out._a, _index(index, out.shape), unwrap(values))
 
@@ -438,6 +457,7 @@ class ndarray:
         check_device(self, value)
         if isinstance(value, np.ndarray) and value.ndim:
             raise ValueError("non-scalar numpy.ndarray cannot be used for fill")
+        cuda.log.append(("launch", "set", cuda.get_current_stream()))
         self._a[_index(index, self.shape)] = value._a if isinstance(value, ndarray) else value
 
     def astype(self, dtype: Any, order: str = "K", casting: Any = None, subok: Any = None,
@@ -453,6 +473,7 @@ class ndarray:
 
     def copy(self, order: str = "C") -> Any:
         # CuPy copies to the current device.
+        cuda.log.append(("launch", "copy", cuda.get_current_stream()))
         return wrap(self._a.copy(order))
 
     def view(self, dtype: Any = None, type: Any = None) -> Any:

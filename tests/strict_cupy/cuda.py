@@ -37,6 +37,7 @@ class State(threading.local):
 
     def __init__(self) -> None:
         self.streams: dict[int, Stream] = {}
+        self.entered: list[tuple[int, Stream]] = []  # with their devices
 
     def reset(self, devices: int, total_bytes: int) -> None:
         """A machine with so many GPUs of so much memory, and nothing done yet."""
@@ -44,7 +45,7 @@ class State(threading.local):
         shared.allocator = pool.malloc
         pool.clear()
         log.clear()
-        self.device, self.streams = 0, {}
+        self.device, self.streams, self.entered = 0, {}, []
 
 
 shared = SimpleNamespace(devices=1, total=1 << 34, allocator=None)
@@ -201,14 +202,23 @@ class Stream:
         self.device_id = -1 if null else state.device
         self.ptr = 0 if null else next(self._pointers)
         self.priority = priority
-        self._before: list[Stream] = []
+
+    @classmethod
+    def from_external(cls, obj: Any) -> Stream:
+        """Another library's stream, by its address; of any device."""
+        version, ptr = obj.__cuda_stream__()
+        if version != 0 or not isinstance(ptr, int):
+            raise TypeError("__cuda_stream__() must return (0, int)")
+        self = cls(null=True)
+        self.ptr = ptr
+        return self
 
     @property
     def done(self) -> bool:
         return True
 
     def use(self) -> Stream:
-        if self.ptr and self.device_id != state.device:
+        if self.device_id not in (-1, state.device):
             raise RuntimeError(
                 f"The stream was not created on device {state.device}; cannot be used with it"
             )
@@ -227,11 +237,15 @@ class Stream:
         log.append(("wait", self, event))
 
     def __enter__(self) -> Stream:
-        self._before.append(get_current_stream())
-        return self.use()
+        self.use()
+        state.entered.append((state.device, self))
+        return self
 
     def __exit__(self, *exc: object) -> None:
-        state.streams[state.device] = self._before.pop()
+        # As in CuPy: back to what was entered before, whatever `use` has chosen meanwhile.
+        device, _ = state.entered.pop()
+        before = [stream for index, stream in state.entered if index == device]
+        state.streams[device] = before[-1] if before else Stream.null
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Stream) and other.ptr == self.ptr
@@ -241,15 +255,6 @@ class Stream:
 
     def __repr__(self) -> str:
         return f"<Stream {self.ptr} (device {self.device_id})>"
-
-
-class ExternalStream(Stream):
-    """Another library's stream, by its address."""
-
-    def __init__(self, ptr: int, device_id: int = -1) -> None:
-        super().__init__()
-        self.ptr = ptr
-        self.device_id = state.device if device_id < 0 else device_id
 
 
 Stream.null = Stream(null=True)

@@ -125,8 +125,8 @@ def asarray(a: Any, dtype: Any = None, order: Any = None, *, copy: Any = None,
         if dtype is None or a.dtype == np.dtype(dtype):
             return a
         return a.astype(dtype)
-    if isinstance(a, np.ndarray):
-        cuda.log.append(("copy", "to device", cuda.get_current_stream(), blocking))
+    # Numbers too: no graph can hold the copy.
+    cuda.log.append(("copy", "to device", cuda.get_current_stream(), blocking))
     return wrap(
         np.array(a, dtype=None if dtype is None else check_dtype(dtype), order=order or "K")
     )

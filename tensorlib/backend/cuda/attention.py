@@ -47,7 +47,7 @@ def forward_graph(
     """(out, lse) of q, k and v; `sides` are q, k, v, out and lse."""
     q, k, v = (_tensor(graph, n, s, lib.data_type) for n, s in zip((Q, K, V), sides, strict=False))
     out, lse = graph.sdpa(
-        q=q, k=k, v=v, generate_stats=True, attn_scale=scale, use_causal_mask=causal
+        q=q, k=k, v=v, generate_stats=True, attn_scale=float(scale), use_causal_mask=bool(causal)
     )
     _result(lib, out, OUT, sides[3])
     _result(lib, lse, LSE, sides[4])
@@ -62,8 +62,8 @@ def backward_graph(
         _tensor(graph, n, s, lib.data_type) for n, s in zip(names, sides, strict=False)
     )
     found = graph.sdpa_backward(
-        q=q, k=k, v=v, o=out, dO=g, stats=lse, attn_scale=scale, use_causal_mask=causal,
-        use_deterministic_algorithm=repeatable,
+        q=q, k=k, v=v, o=out, dO=g, stats=lse, attn_scale=float(scale),
+        use_causal_mask=bool(causal), use_deterministic_algorithm=repeatable,
     )  # fmt: skip
     for tensor, number, side in zip(found, (DQ, DK, DV), sides[6:], strict=True):
         _result(lib, tensor, number, side)

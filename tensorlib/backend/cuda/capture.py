@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import GraphCaptureError
+from ...errors import GraphCaptureError, OutOfMemoryError
 from . import launch
 
 MODES = {"global": 0, "thread_local": 1, "relaxed": 2}  # CUstreamCaptureMode
@@ -45,20 +45,30 @@ class Capture:
         self.kept: list[Any] = []
         self.lives: list[Live] = []
         self.workspaces: dict[tuple[int, int], Any] = {}
+        self._apart = cupy.cuda.MemoryPool(functools.partial(fresh_memory, cupy))
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """An array of memory that the graph's own launches never had, and never get.
+
+        What is written once and read by every replay must lie there: in the graph's pool it could
+        get a block that an earlier launch of the graph writes to, in every replay again.
+        """
+        with self.cupy.cuda.using_allocator(self._apart.malloc):
+            return self.cupy.empty(shape, dtype)
 
 
 class Live:
     """Numbers in the GPU's memory that follow what a function returns.
 
     Args:
-        cupy: The array namespace.
+        capture: The capture that reads them.
         read: Returns the numbers, always as many.
     """
 
-    def __init__(self, cupy: Any, read: Callable[[], Sequence[float]]) -> None:
-        self._read, self._cupy = read, cupy
+    def __init__(self, capture: Capture, read: Callable[[], Sequence[float]]) -> None:
+        self._read, self._cupy = read, capture.cupy
         self._host = np.array(read(), np.float64)
-        self.array = cupy.empty(self._host.shape, np.float64)
+        self.array = capture.empty(self._host.shape, np.float64)
         self._written: np.ndarray | None = None
 
     def refresh(self) -> None:
@@ -129,7 +139,7 @@ def constant(host: np.ndarray) -> Any:
         return launch.runner().xp.asarray(host)
     cupy = found.cupy
     host = np.ascontiguousarray(host)
-    out = cupy.empty(host.shape, host.dtype)
+    out = found.empty(host.shape, host.dtype)
     with relaxed():
         aside = cupy.cuda.Stream(non_blocking=True)
         out.data.copy_from_host_async(host.ctypes.data, host.nbytes, aside)
@@ -147,7 +157,7 @@ def live(read: Callable[[], Sequence[float]]) -> Any:
     found = _state.capture
     if found is None:
         return None
-    made = Live(found.cupy, read)
+    made = Live(found, read)
     found.lives.append(made)
     return made.array
 
@@ -180,3 +190,39 @@ def relaxed() -> Iterator[None]:
         yield
     finally:
         _exchange(before)
+
+
+class _Block:
+    """Memory from the driver, taken and given back also while a stream is being captured.
+
+    What an earlier graph returned may be dropped inside the capture of the next; CUDA would refuse
+    to free it there, and call the capture invalid.
+    """
+
+    def __init__(self, cupy: Any, size: int) -> None:
+        with relaxed():
+            self.memory = cupy.cuda.memory.Memory(size)
+
+    def __del__(self) -> None:
+        if current() is not None:
+            with relaxed():
+                self.__dict__.clear()
+
+
+def fresh_memory(cupy: Any, size: int) -> Any:
+    """Memory from the driver, also during a capture.
+
+    Raises:
+        OutOfMemoryError: there is not enough.
+    """
+    cuda = cupy.cuda
+    try:
+        block = _Block(cupy, size)
+    except cuda.runtime.CUDARuntimeError as error:
+        # CuPy would answer its own error by giving free blocks back, which graphs still use.
+        raise OutOfMemoryError(
+            f"cuda.graph: {size} bytes could not be allocated ({error}); capture smaller "
+            "batches, share a pool among graphs, or call cuda.empty_cache() before capturing"
+        ) from error
+    memory = block.memory
+    return cuda.MemoryPointer(cuda.UnownedMemory(memory.ptr, size, block, memory.device_id), 0)

@@ -12,13 +12,14 @@ Source: NVIDIA, "cuDNN frontend", https://docs.nvidia.com/deeplearning/cudnn/fro
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import capture, launch
+from . import capture, launch, nvrtc
 from .gemm import dtype_name
 from .settings import CUDNN, cudnn_is_deterministic
 
@@ -26,6 +27,7 @@ HALVES = frozenset(("float16", "bfloat16"))
 _TYPES = {
     "float32": "FLOAT", "float64": "DOUBLE", "float16": "HALF", "bfloat16": "BFLOAT16",
 }  # fmt: skip
+_ALIGNMENT = 16  # bytes: what cuDNN takes for granted of a tensor's address
 _TIMED_RUNS = 5
 MOST_PLANS = 1024  # of a thread; the oldest goes first
 
@@ -39,16 +41,17 @@ class Layout(NamedTuple):
 
 
 def layout(x: Any) -> Layout:
-    """The layout of an array."""
+    """The layout of an array; new axes, whose stride is 0, are taken as outermost."""
     size = x.itemsize
-    return Layout(x.shape, tuple([s // size for s in x.strides]), dtype_name(x.dtype))
+    strides = tuple([s // size if s > 0 else x.size for s in x.strides])
+    return Layout(x.shape, strides, dtype_name(x.dtype))
 
 
 def dense(x: Any) -> Any:
-    """`x`, copied if its elements are not apart, as those of an expanded gradient."""
+    """`x`, copied if it is misaligned or its elements are not apart, as in an expanded gradient."""
     if any(s <= 0 for s, n in zip(x.strides, x.shape, strict=True) if n > 1):
         return cupy().ascontiguousarray(x)
-    return x
+    return x.copy(order="K") if x.data.ptr % _ALIGNMENT else x
 
 
 def cupy() -> Any:
@@ -61,7 +64,13 @@ def library() -> Any:
     """The frontend; None where it or cuDNN is missing, or no GPU answers."""
     try:
         import cudnn
+        from cuda.pathfinder import load_nvidia_dynamic_lib
 
+        nvrtc.is_available()  # loads all of what cuDNN compiles engines with
+        # By itself the frontend looks in the loader's path alone, when a graph is first checked.
+        runtime = load_nvidia_dynamic_lib("cudart").abs_path
+        if runtime:
+            os.environ.setdefault("CUDNN_FRONTEND_CUDART_LIB_NAME", runtime)
         cudnn.destroy_handle(cudnn.create_handle())
     except Exception:  # missing wheels, libraries and drivers each raise their own errors
         return None

@@ -57,10 +57,13 @@ _SUM_IN_SINGLE = 2  # CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE: partial sums are n
 _WORKSPACE = {9: 32 << 20, 10: 32 << 20}  # bytes, by the GPU's major version
 _SMALL_WORKSPACE = 8 << 20
 
-# What follows the product, see `epilogue`: cublasLtEpilogue_t.
+_ALIGNMENT = 16  # bytes: kernels with an epilogue read and write its vector in such pieces
+
+# What follows the product, see `epilogue`: cublasLtEpilogue_t. Relu has no gradient among them:
+# cuBLASLt takes 1 for it at 0.
 EPILOGUES = {
-    "": 1, "bias": 4, "relu": 6, "relu_aux": 134, "gelu_tanh": 36, "gelu_tanh_aux": 164,
-    "relu_back": 152, "gelu_tanh_back": 208, "row_sums": 512,
+    "": 1, "bias": 4, "relu": 6, "gelu_tanh": 36, "gelu_tanh_aux": 164, "gelu_tanh_back": 208,
+    "row_sums": 512,
 }  # fmt: skip
 
 
@@ -102,9 +105,16 @@ def _handle(device: int) -> int:
     return int(library().create())
 
 
-def aux_ld(epilogue: str, n: int) -> int:
-    """Elements (bits, for relu) of a row of what an activation keeps for its gradient."""
-    return -(-n // 128) * 128 if epilogue.startswith("relu") else -(-n // 8) * 8
+def aux_ld(n: int) -> int:
+    """Elements of a row of what an activation keeps for its gradient."""
+    return -(-n // 8) * 8
+
+
+def is_allowed(epilogue: str, form: Form) -> bool:
+    """Whether cuBLASLt computes an epilogue for such matrices; its heuristic does not say."""
+    if epilogue == "row_sums":
+        return form.x.transposed and form.m > 1
+    return form.k > 1 or not epilogue.endswith("_back")
 
 
 class Plan:
@@ -118,6 +128,8 @@ class Plan:
         self._lt, self._handle, self._kind = lt, handle, KINDS[spec.dtype]
         self._owned: list[tuple[Callable[[int], None], int]] = []
         form, kind = spec.form, self._kind
+        if not is_allowed(spec.epilogue, form):
+            raise LookupError(f"cuBLASLt has no algorithm for {spec}")
         compute = COMPUTE_TF32 if spec.tf32 else kind.compute
         self._desc = self._own(lt.matmul_desc_create(compute, kind.scale), lt.matmul_desc_destroy)
         names = lt.MatmulDescAttribute
@@ -130,7 +142,7 @@ class Plan:
             self._describe(names.BIAS_POINTER, 256)  # any: the heuristic wants it aligned
         if spec.epilogue.endswith(("_aux", "_back")):
             self._describe(names.EPILOGUE_AUX_POINTER, 256)
-            self._describe(names.EPILOGUE_AUX_LD, aux_ld(spec.epilogue, form.n))
+            self._describe(names.EPILOGUE_AUX_LD, aux_ld(form.n))
         self._y = self._matrix(form.n, form.k, form.y.transposed, form.y.ld, form.y.step, form)
         self._x = self._matrix(form.k, form.m, form.x.transposed, form.x.ld, form.x.step, form)
         self._out = self._matrix(form.n, form.m, False, form.n, form.m * form.n, form)
@@ -305,10 +317,11 @@ def epilogue(x: Any, y: Any, name: str, vector: Any, aux: Any) -> Any:
 
     With p = x @ y, v = `vector` (n,) and h = `aux`::
 
-        relu, gelu_tanh            out = act(p + v)
-        relu_aux, gelu_tanh_aux    the same, and h = what the gradient needs
-        relu_back, gelu_tanh_back  out = p · act'(h), and v = column sums of out
-        row_sums                   out = p, and v = row sums of x
+        bias             out = p + v
+        relu, gelu_tanh  out = act(p + v)
+        gelu_tanh_aux    the same, and h = p + v
+        gelu_tanh_back   out = p · act'(h), and v = column sums of out
+        row_sums         out = p, and v = row sums of x
 
     Args:
         x: (m, k).
@@ -320,12 +333,9 @@ def epilogue(x: Any, y: Any, name: str, vector: Any, aux: Any) -> Any:
     return _product(x, y, name, vector, aux)
 
 
-def new_aux(name: str, x: Any, n: int) -> Any:
-    """Memory for what an activation keeps of (len(x), n) results: bits for relu, else numbers."""
-    ld = aux_ld(name, n)
-    if name.startswith("relu"):
-        return _cupy().empty((len(x), ld // 8), np.uint8)
-    return _cupy().empty((len(x), ld), x.dtype)
+def new_aux(x: Any, n: int) -> Any:
+    """Memory for what an activation keeps of (len(x), n) results."""
+    return _cupy().empty((len(x), aux_ld(n)), x.dtype)
 
 
 def has_epilogues(*arrays: Any) -> bool:
@@ -336,6 +346,7 @@ def has_epilogues(*arrays: Any) -> bool:
         and all(a.dtype == dtype and a.size > 0 and a.ndim < 3 for a in arrays)
         and all(a.flags.c_contiguous for a in arrays if a.ndim == 1)
         and library() is not None
+        and all(a.data.ptr % _ALIGNMENT == 0 for a in arrays if a.ndim == 1)
     )
 
 

@@ -63,6 +63,7 @@ class Call(NamedTuple):
 
 
 MOST_CALLS = 32  # for one product; beyond it a contiguous copy is cheaper
+MOST_MEMBERS = 65535  # of a call's batch: some algorithms count them along a grid's third axis
 
 
 def side(shape: Shape, strides: Shape, size: int) -> Side | None:
@@ -142,6 +143,11 @@ def calls(
             dims.pop()
     # The last dimension is the call's own; the others take a call for each place.
     count, x_step, y_step = dims.pop() if dims else (1, 0, 0)
+    if count > MOST_MEMBERS:
+        fewest = -(-count // MOST_MEMBERS)
+        parts = next((n for n in range(fewest, MOST_CALLS + 1) if count % n == 0), count)
+        count //= parts
+        dims.append((parts, x_step * count, y_step * count))
     if math.prod([d[0] for d in dims]) > MOST_CALLS:
         return None
     form = Form(m, n, k, count, x._replace(step=x_step), y._replace(step=y_step))

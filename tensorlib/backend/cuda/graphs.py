@@ -32,6 +32,7 @@ What a graph needs to stay true:
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -39,10 +40,11 @@ from typing import Any
 import numpy as np
 
 from ...autograd import core
-from ...errors import ArgumentTypeError, GraphCaptureError, OutOfMemoryError, TensorlibError
+from ...errors import ArgumentTypeError, GraphCaptureError, TensorlibError
 from ...random import Generator, default_generator
 from . import launch
-from .capture import MODES, Capture, current, during, relaxed
+from .capture import MODES, Capture, current, during, fresh_memory
+from .transfers import foreign_stream
 
 
 def _cupy() -> Any:
@@ -57,19 +59,7 @@ class GraphPool:
 
     def __init__(self, cupy: Any) -> None:
         self._cupy = cupy
-        self._pool = cupy.cuda.MemoryPool(self._allocate)
-
-    def _allocate(self, size: int) -> Any:
-        memory = self._cupy.cuda.memory
-        try:
-            with relaxed():
-                return memory.MemoryPointer(memory.Memory(size), 0)
-        except self._cupy.cuda.runtime.CUDARuntimeError as error:
-            # CuPy would answer its own error by giving free blocks back, which graphs still use.
-            raise OutOfMemoryError(
-                f"cuda.graph: {size} bytes could not be allocated ({error}); capture smaller "
-                "batches, share a pool among graphs, or call cuda.empty_cache() before capturing"
-            ) from error
+        self._pool = cupy.cuda.MemoryPool(functools.partial(fresh_memory, cupy))
 
     def using(self) -> Any:
         """A context in which this thread's arrays come from the pool."""
@@ -265,7 +255,18 @@ def _raw_stream(cupy: Any, stream: Any) -> Any:
         return cupy.cuda.Stream(non_blocking=True)
     if hasattr(stream, "begin_capture"):
         return stream
-    return cupy.cuda.ExternalStream(stream.cuda_stream)
+    return foreign_stream(cupy, stream.cuda_stream)
+
+
+@contextlib.contextmanager
+def _chosen(cupy: Any, stream: Any) -> Iterator[None]:
+    """Within it `stream` is current; as a context CuPy's would not bring back one of `use()`."""
+    before = cupy.cuda.get_current_stream()
+    stream.use()
+    try:
+        yield
+    finally:
+        before.use()
 
 
 @contextlib.contextmanager
@@ -273,7 +274,7 @@ def aside(cupy: Any, stream: Any) -> Iterator[None]:
     """Within it `stream` is current; it starts after the work given so far, and is waited for."""
     outer = cupy.cuda.get_current_stream()
     stream.wait_event(outer.record())
-    with stream:
+    with _chosen(cupy, stream):
         yield
     outer.wait_event(stream.record())
 
@@ -286,7 +287,7 @@ def recording(
     cupy = _cupy()
     cupy.cuda.Device().synchronize()
     gc.collect()  # memory given back during a capture would end up in the wrong pool
-    with _raw_stream(cupy, stream):
+    with _chosen(cupy, _raw_stream(cupy, stream)):
         target.capture_begin(pool, mode)
         capture = current()
         try:
@@ -306,9 +307,10 @@ def recording(
 def _from_cuda(error: BaseException) -> bool:
     """Whether CuPy, or a library below it, complains; and not the user's own code."""
     module = type(error).__module__.partition(".")[0]
-    return module in ("cupy", "cupy_backends", "nvmath", "cudnn") or isinstance(
-        error, NotImplementedError
-    )
+    if module in ("cupy", "cupy_backends", "nvmath", "cudnn"):
+        return True
+    # CuPy refuses copies to the host, and cuBLAS, by Python's own errors.
+    return isinstance(error, RuntimeError) and "captur" in str(error)
 
 
 def _where(error: BaseException) -> str:

@@ -41,6 +41,7 @@ _MOST_BLOCKS = 1 << 20  # of kernels whose threads loop with the grid's stride
 _STATIC_SHARED = 48 << 10  # bytes that a block may have without asking
 
 Types = tuple[Any, ...]
+_Key = tuple[int, str, str, Types]  # device, file, kernel
 
 
 # --- how many blocks -----------------------------------------------------------------------------
@@ -95,13 +96,13 @@ def each_pack(*dtypes: Any) -> int:
 @functools.cache
 def source(file: str) -> str:
     """The text of a file of kernels."""
-    return (FOLDER / f"{file}.cu").read_text()
+    return (FOLDER / f"{file}.cu").read_text("utf-8")
 
 
 @functools.cache
 def headers() -> dict[str, str]:
     """The texts of the files that kernels include."""
-    return {p.name: p.read_text() for p in sorted(FOLDER.glob("*.cuh"))}
+    return {p.name: p.read_text("utf-8") for p in sorted(FOLDER.glob("*.cuh"))}
 
 
 def label(kind: Any) -> str:
@@ -165,25 +166,33 @@ class CupyRunner:
         import cupy
 
         self.xp: Any = cupy
-        self._functions: dict[tuple[int, str, str, Types, int], Any] = {}
+        self._functions: dict[_Key, Any] = {}
+        self._allowed: dict[_Key, int] = {}
 
     def start(self, file: str, name: str, types: Types, grid: Grid, args: tuple[Any, ...]) -> None:
         """Start a kernel; it is compiled and loaded when first used on a device."""
-        key = (self.xp.cuda.device.get_device_id(), file, name, types, grid.shared)
+        key = (self.xp.cuda.device.get_device_id(), file, name, types)
         function = self._functions.get(key)
         if function is None:
             function = self._functions[key] = self._load(*key)
+        if grid.shared > self._allowed.get(key, _STATIC_SHARED):
+            self._allow(key, function, grid.shared)
         function((grid.blocks, 1, 1), (*grid.threads, 1), args, grid.shared)
 
-    def _load(self, device: int, file: str, name: str, types: Types, shared: int) -> Any:
-        module = self._module(device, file, types)
-        function = module.get_function(name)
-        if shared > _STATIC_SHARED:
-            from cupy_backends.cuda.api import driver
+    def _load(self, device: int, file: str, name: str, types: Types) -> Any:
+        from . import capture  # which needs this module
 
-            attribute = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            driver.funcSetAttribute(function.ptr, attribute, shared)
-        return function
+        # CUDA refuses to load code while a stream is being captured, unless it is told otherwise.
+        with capture.relaxed() if capture.current() else contextlib.nullcontext():
+            return self._module(device, file, types).get_function(name)
+
+    def _allow(self, key: _Key, function: Any, shared: int) -> None:
+        """Let blocks have more shared memory: CUDA keeps one limit for all launches of a kernel."""
+        from cupy_backends.cuda.api import driver
+
+        attribute = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        driver.funcSetAttribute(function.ptr, attribute, shared)
+        self._allowed[key] = shared
 
     @functools.cache  # noqa: B019 (there is one runner)
     def _module(self, device: int, file: str, types: Types) -> Any:

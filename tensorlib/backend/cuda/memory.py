@@ -62,6 +62,9 @@ class Accounting:
         self._pool = cupy.get_default_memory_pool()
         self._inner = cupy.cuda.get_allocator()
         self._statistics: dict[int, Statistics] = {}
+        before = getattr(self._inner, "__self__", None)
+        if isinstance(before, Accounting):  # of an earlier backend: take its place
+            self._inner, self._statistics = before._inner, before._statistics
         cupy.cuda.set_allocator(self.allocate)
 
     def __getitem__(self, index: int) -> Statistics:

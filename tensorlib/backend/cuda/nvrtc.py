@@ -34,13 +34,17 @@ def _wheel() -> str | None:
 
 @functools.cache
 def _library() -> Any:
-    path = _wheel() or ctypes.util.find_library("nvrtc")
+    wheel = _wheel()
+    path = wheel or ctypes.util.find_library("nvrtc")
     if path is None:
         raise DeviceError(
             "cuda: NVRTC, which compiles the kernels, is not installed; "
             "pip install 'tensorlib[cuda13]' (or [cuda12])"
         )
     try:
+        # NVRTC opens its other half by name, and some wheels (13.0) do not say where that is.
+        for half in sorted(Path(wheel).parent.glob("libnvrtc-builtins.so.*")) if wheel else ():
+            ctypes.CDLL(str(half))
         return ctypes.CDLL(path)
     except OSError as error:
         raise DeviceError(

@@ -14,6 +14,21 @@ from typing import Any
 import numpy as np
 
 
+class _Foreign:
+    """A stream's address under the protocol by which CuPy takes streams of other libraries."""
+
+    def __init__(self, address: int) -> None:
+        self._address = address
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._address
+
+
+def foreign_stream(cupy: Any, address: int) -> Any:
+    """CuPy's stream for that of another library, which keeps it alive."""
+    return cupy.cuda.Stream.from_external(_Foreign(address))
+
+
 class Transfers:
     """Copies to and from the current GPU, on its current stream."""
 
@@ -68,7 +83,8 @@ class Transfers:
         """An array of the current GPU in host memory: complete, or (non_blocking) soon."""
         if not non_blocking:
             return self._xp.asnumpy(array)
-        source = self._xp.ascontiguousarray(array)
+        # CuPy's ascontiguousarray gives arrays without dimensions one.
+        source = array if array.flags.c_contiguous else self._xp.ascontiguousarray(array)
         out = self.empty_pinned(array.shape, array.dtype)
         stream = self._xp.cuda.get_current_stream()
         source.get(stream=stream, out=out, blocking=False)

@@ -29,6 +29,11 @@ def typed(x: Any, dtype: Any) -> Any:
     return contiguous(x if x.dtype == dtype else x.astype(dtype))
 
 
+def shaped(x: Any, shape: tuple[int, ...]) -> Any:
+    """x in a shape: itself where it has that, so that a gradient may keep the memory."""
+    return x if x.shape == shape else x.reshape(shape)
+
+
 def split_at(shape: tuple[int, ...], dim: int) -> tuple[int, int, int]:
     """(outer, n, inner) of a shape and one of its dimensions."""
     dim %= len(shape)

@@ -4,6 +4,7 @@
 // tile of 32 that passes by: the lane computes the scores of its row with the warp's rows, and sums
 // run over lanes by shuffles. Sizes of heads go up to 32 D.
 #pragma once
+#define THREADS 128
 #include "philox.cuh"
 
 static constexpr int TILE = 32, MINE = 4, OWNED = 16;

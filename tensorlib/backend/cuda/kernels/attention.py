@@ -106,7 +106,7 @@ def attention_backward(
     setting = _Setting.of(query, value, mask, scale, causal, dropout, seed, offset)
     types = (query.dtype, setting.kind)
     launch.start(
-        "attention", "attention_delta", types, launch.items(-(-n * heads * length // 8), (32, 8)),
+        "attention", "attention_delta", types, launch.items(-(-n * heads * length // 4), (32, 4)),
         g, *_steps(g), out, *_steps(out), *steps(g_lse, wide), delta, n, heads, length, width,
     )  # fmt: skip
     given = [part for x in (q, k, v, g) for part in (x, *_steps(x))]

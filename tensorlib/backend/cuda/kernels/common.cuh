@@ -15,7 +15,12 @@ typedef unsigned long long u64;
 #define CLEAR_NAN __int_as_float(0x7fc00000)
 #endif
 
-#define KERNEL extern "C" __global__ void
+// How many threads a block of the file's kernels has at most. The compiler must know: a kernel with
+// more registers than there are for so many threads could not be launched.
+#ifndef THREADS
+#define THREADS 256
+#endif
+#define KERNEL extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #define FULL 0xffffffffu
 
 struct float16 {

@@ -90,11 +90,12 @@ def arithmetic(name: str, x: Any, y: Any, out: Any) -> Any:
 def _arithmetic(name: str, x: Any, y: Any, out: Any) -> Any:
     """The operation where x has the result's shape, and y the same, or less of it; else None."""
     dtype = getattr(x, "dtype", None)
-    if dtype is None or dtype not in _FLOATS or not x.ndim:
+    if dtype is None or dtype not in _FLOATS or not x.ndim or isinstance(y, np.generic):
         return None
     if out is not None and not (
         out.dtype == dtype and out.shape == x.shape and out.flags.c_contiguous
-    ):
+        and _apart(out, x, y)
+    ):  # fmt: skip
         return None
     number, place = 0.0, (1, x.size)
     if hasattr(y, "dtype"):
@@ -118,6 +119,12 @@ def _arithmetic(name: str, x: Any, y: Any, out: Any) -> Any:
         args = (x, y, out, out.size, *place, number)
         launch.start("elementwise", name, (dtype,), grid, *args)
     return out
+
+
+def _apart(out: Any, *sources: Any) -> bool:
+    """Whether no thread writes what another still has to read: CuPy copies such sources first."""
+    may_share = launch.runner().xp.may_share_memory
+    return not any(x is not out and hasattr(x, "dtype") and may_share(x, out) for x in sources)
 
 
 def vector(shape: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, int] | None:

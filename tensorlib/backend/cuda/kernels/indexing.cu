@@ -4,7 +4,12 @@
 typedef TYPE_0 T;
 typedef Acc<T>::type A;
 
-__device__ inline i64 inside(i64 place, i64 n) { return place < 0 ? place + n : place; }
+// A place counted from the front; one that is not there ends the launch with an error, as in torch.
+__device__ inline i64 inside(i64 place, i64 n) {
+    if (place < 0) place += n;
+    if (place < 0 || place >= n) __trap();
+    return place;
+}
 
 // values[o][j] = table[o][index[j]], elements side by side along inner.
 KERNEL take(const T* table, const i64* index, T* values, i64 outer, i64 n, i64 count, i64 inner) {

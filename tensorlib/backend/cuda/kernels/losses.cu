@@ -19,6 +19,13 @@ struct Options {
 
 __device__ inline A weight_of(const Options& o, i64 i) { return o.weight ? o.weight[i] : A(1); }
 
+// A position's class; one beyond the last ends the launch with an error, as in torch.
+__device__ inline i64 class_at(const Options& o, i64 position) {
+    i64 t = o.target[position];
+    if (t >= o.classes) __trap();
+    return t;
+}
+
 // The loss from the log-sum-exp, the target's logit, and Σ w x with Σ w.
 __device__ inline A loss_of(const Options& o, const Online<A>& all, i64 t, A logit, A dot, A whole) {
     if (t < 0) return A(0);
@@ -52,7 +59,7 @@ KERNEL cross_entropy_rows(const T* x, const i64* target, const A* weight, T* los
         }
         all = row_join(all);
         if (threadIdx.x == 0) {
-            i64 t = target[row];
+            i64 t = class_at(o, row);
             A loss = loss_of(o, all, t, t < 0 ? A(0) : widen(from[t]), dot, whole);
             total[row] = all.total();
             if (wide) wide[row] = loss;
@@ -83,7 +90,7 @@ KERNEL cross_entropy_columns(const T* x, const i64* target, const A* weight, T* 
             whole = column_sum(whole);
         }
         if (c.valid && threadIdx.y == 0) {
-            i64 position = c.outer * inner + c.inside, t = target[position];
+            i64 position = c.outer * inner + c.inside, t = class_at(o, position);
             A loss = loss_of(o, all, t, t < 0 ? A(0) : widen(from[t * inner]), dot, whole);
             total[position] = all.total();
             if (wide) wide[position] = loss;
@@ -123,7 +130,7 @@ KERNEL cross_entropy_rows_back(const T* g, i64 g_step, const A* g_total, i64 tot
     Options o = {target, weight, n, (A)smoothing};
     A factor = scale_at ? *scale_at : (A)scale, all = whole ? *whole : (A)n;
     for (i64 row = first_row(); row < rows; row += row_step()) {
-        i64 t = target[row];
+        i64 t = class_at(o, row);
         Shares s = shares(o, t, factor * widen(g[row * g_step]));
         A a = s.hard + s.soft * all + g_total[row * total_step], lse = total[row];
         map(x + row * n, dx + row * n, n, [&](A value, i64 j) {
@@ -143,7 +150,7 @@ KERNEL cross_entropy_columns_back(const T* g, i64 g_step, const A* g_total, i64 
     for (i64 item = blockIdx.x; item < column_items(outer, inner); item += gridDim.x) {
         Column c = column_of(item, inner);
         if (!c.valid) continue;
-        i64 position = c.outer * inner + c.inside, t = target[position];
+        i64 position = c.outer * inner + c.inside, t = class_at(o, position);
         i64 base = c.outer * n * inner + c.inside;
         Shares s = shares(o, t, factor * widen(g[position * g_step]));
         A a = s.hard + s.soft * all + g_total[position * total_step], lse = total[position];

@@ -18,7 +18,7 @@ import math
 from typing import Any, NamedTuple
 
 from .. import launch
-from .arrays import accumulator, contiguous, typed
+from .arrays import accumulator, contiguous, shaped, typed
 from .losses import steps
 from .reduction import column_sums, columns, split
 
@@ -209,7 +209,7 @@ def _rows_back(
         var, dw, db, rows, n, parts, length, eps,
     )  # fmt: skip
     found = (
-        None if p is None else column_sums(d, 1, parts, n, p.dtype).reshape(p.shape)
+        None if p is None else shaped(column_sums(d, 1, parts, n, p.dtype), p.shape)
         for p, d in ((weight, dw), (bias, db))
     )
     return (dx, *found)  # type: ignore[return-value]

@@ -126,7 +126,9 @@ KERNEL dropout(const T* x, T* out, Bool* kept, i64 n, i64 seed, i64 first,
         if (vectors && count == PER_BLOCK)
             values = reinterpret_cast<const Values*>(x)[block];
         else
-            for (int k = 0; k < count; k++) values.at[k] = x[start + k];
+#pragma unroll
+            for (int k = 0; k < PER_BLOCK; k++)
+                if (k < count) values.at[k] = x[start + k];
 #pragma unroll
         for (int k = 0; k < PER_BLOCK; k++) {
             i64 bits = PER_BLOCK == 4 ? (i64)(words.at[k] >> 8) : (i64)(pair(words, k & 1) >> 11);
@@ -138,7 +140,9 @@ KERNEL dropout(const T* x, T* out, Bool* kept, i64 n, i64 seed, i64 first,
             reinterpret_cast<Values*>(out)[block] = values;
             reinterpret_cast<Flags*>(kept)[block] = flags;
         } else {
-            for (int k = 0; k < count; k++) {
+#pragma unroll
+            for (int k = 0; k < PER_BLOCK; k++) {
+                if (k >= count) continue;
                 out[start + k] = values.at[k];
                 kept[start + k] = flags.at[k];
             }

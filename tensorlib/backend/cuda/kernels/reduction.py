@@ -14,7 +14,7 @@ import math
 from typing import Any, NamedTuple
 
 from .. import launch
-from .arrays import DOUBLE, SINGLE, contiguous
+from .arrays import DOUBLE, SINGLE, contiguous, shaped
 
 Shape = tuple[int, ...]
 _PART = 1 << 14  # elements of a row from which on several blocks share it
@@ -126,7 +126,7 @@ def _reduce(x: Any, dim: Shape | None, keepdim: bool, square: bool, root: bool) 
             x = row_sums(x, outer, n, to, square and first, root and last)
         else:
             x = column_sums(x, outer, n, inner, to, square and first, root and last)
-    return x.reshape(left)
+    return shaped(x, left)
 
 
 def sum(x: Any, dim: Shape | None, keepdim: bool) -> Any:
@@ -137,7 +137,9 @@ def sum(x: Any, dim: Shape | None, keepdim: bool) -> Any:
         if repeated:
             times = math.prod([x.shape[d] for d in repeated])
             once = x[tuple([slice(0, 1 if d in repeated else None) for d in range(x.ndim)])]
-            return sum(once, dim, keepdim) * x.dtype.type(times)
+            wide = _wide(x, x.dtype, False)  # halves hold neither all counts nor all sums
+            total = sum(once.astype(wide, copy=False), dim, keepdim) * float(times)
+            return total.astype(x.dtype, copy=False)
     return _reduce(x, dim, keepdim, False, False)
 
 

@@ -3,6 +3,7 @@
 // A row belongs to a warp where blocks are 32 wide (blockDim.y rows at a time), else to a block.
 // Columns belong to threads: blockDim.x of them side by side, the rows shared by blockDim.y.
 #pragma once
+#define THREADS 1024
 #include "common.cuh"
 
 __device__ inline i64 first_row() { return (i64)blockIdx.x * blockDim.y + threadIdx.y; }
@@ -19,17 +20,26 @@ template <class X> __device__ inline Pair<X> row_sums(X a, X b) {
     return out;
 }
 
+// Where the part of a row that goes by 16 bytes begins: few elements in, also where rows of an odd
+// length lie at any address. At the end if `other`, which is walked along with it, lies differently.
+template <class X> __device__ inline i64 first_pack(const X* row, i64 n) {
+    i64 before = (i64)(-(u64)row & 15) / (i64)sizeof(X);
+    return before < n ? before : n;
+}
+template <class X> __device__ inline i64 first_pack(const X* row, const X* other, i64 n) {
+    return (((u64)row ^ (u64)other) & 15) == 0 ? first_pack(row, n) : n;
+}
+
 // f(x[j], j) for all j of a row that fall to this thread, the elements as they are stored.
 template <class X, class F> __device__ inline void over(const X* row, i64 n, F f) {
-    i64 done = 0;
-    if (aligned(row)) {
-        i64 packs = n / Pack<X>::size;
-        for (i64 i = threadIdx.x; i < packs; i += blockDim.x) {
-            Pack<X> a = load_pack(row + i * Pack<X>::size);
+    i64 start = first_pack(row, n), packs = (n - start) / Pack<X>::size;
+    i64 done = start + packs * Pack<X>::size;
+    for (i64 j = threadIdx.x; j < start; j += blockDim.x) f(row[j], j);
+    for (i64 i = threadIdx.x; i < packs; i += blockDim.x) {
+        i64 at = start + i * Pack<X>::size;
+        Pack<X> a = load_pack(row + at);
 #pragma unroll
-            for (int k = 0; k < Pack<X>::size; k++) f(a.at[k], i * Pack<X>::size + k);
-        }
-        done = packs * Pack<X>::size;
+        for (int k = 0; k < Pack<X>::size; k++) f(a.at[k], at + k);
     }
     for (i64 j = done + threadIdx.x; j < n; j += blockDim.x) f(row[j], j);
 }
@@ -37,33 +47,29 @@ template <class X, class F> __device__ inline void over(const X* row, i64 n, F f
 // The same for two rows at once: f(x[j], y[j], j).
 template <class X, class F>
 __device__ inline void over(const X* row, const X* other, i64 n, F f) {
-    i64 done = 0;
-    if (aligned(row) && aligned(other)) {
-        i64 packs = n / Pack<X>::size;
-        for (i64 i = threadIdx.x; i < packs; i += blockDim.x) {
-            Pack<X> a = load_pack(row + i * Pack<X>::size);
-            Pack<X> b = load_pack(other + i * Pack<X>::size);
+    i64 start = first_pack(row, other, n), packs = (n - start) / Pack<X>::size;
+    i64 done = start + packs * Pack<X>::size;
+    for (i64 j = threadIdx.x; j < start; j += blockDim.x) f(row[j], other[j], j);
+    for (i64 i = threadIdx.x; i < packs; i += blockDim.x) {
+        i64 at = start + i * Pack<X>::size;
+        Pack<X> a = load_pack(row + at), b = load_pack(other + at);
 #pragma unroll
-            for (int k = 0; k < Pack<X>::size; k++) f(a.at[k], b.at[k], i * Pack<X>::size + k);
-        }
-        done = packs * Pack<X>::size;
+        for (int k = 0; k < Pack<X>::size; k++) f(a.at[k], b.at[k], at + k);
     }
     for (i64 j = done + threadIdx.x; j < n; j += blockDim.x) f(row[j], other[j], j);
 }
 
 // to[j] = f(x[j], j), rounded.
 template <class X, class F> __device__ inline void map(const X* row, X* to, i64 n, F f) {
-    i64 done = 0;
-    if (aligned(row) && aligned(to)) {
-        i64 packs = n / Pack<X>::size;
-        for (i64 i = threadIdx.x; i < packs; i += blockDim.x) {
-            Pack<X> a = load_pack(row + i * Pack<X>::size), r;
+    i64 start = first_pack(row, (const X*)to, n), packs = (n - start) / Pack<X>::size;
+    i64 done = start + packs * Pack<X>::size;
+    for (i64 j = threadIdx.x; j < start; j += blockDim.x) narrow(f(widen(row[j]), j), to[j]);
+    for (i64 i = threadIdx.x; i < packs; i += blockDim.x) {
+        i64 at = start + i * Pack<X>::size;
+        Pack<X> a = load_pack(row + at), r;
 #pragma unroll
-            for (int k = 0; k < Pack<X>::size; k++)
-                narrow(f(widen(a.at[k]), i * Pack<X>::size + k), r.at[k]);
-            store_pack(to + i * Pack<X>::size, r);
-        }
-        done = packs * Pack<X>::size;
+        for (int k = 0; k < Pack<X>::size; k++) narrow(f(widen(a.at[k]), at + k), r.at[k]);
+        store_pack(to + at, r);
     }
     for (i64 j = done + threadIdx.x; j < n; j += blockDim.x) narrow(f(widen(row[j]), j), to[j]);
 }
@@ -71,18 +77,18 @@ template <class X, class F> __device__ inline void map(const X* row, X* to, i64 
 // to[j] = f(x[j], y[j], j), rounded.
 template <class X, class F>
 __device__ inline void map(const X* row, const X* other, X* to, i64 n, F f) {
-    i64 done = 0;
-    if (aligned(row) && aligned(other) && aligned(to)) {
-        i64 packs = n / Pack<X>::size;
-        for (i64 i = threadIdx.x; i < packs; i += blockDim.x) {
-            Pack<X> a = load_pack(row + i * Pack<X>::size), r;
-            Pack<X> b = load_pack(other + i * Pack<X>::size);
+    i64 start = first_pack(row, (const X*)to, n);
+    if (first_pack(row, other, n) != start) start = n;
+    i64 packs = (n - start) / Pack<X>::size, done = start + packs * Pack<X>::size;
+    for (i64 j = threadIdx.x; j < start; j += blockDim.x)
+        narrow(f(widen(row[j]), widen(other[j]), j), to[j]);
+    for (i64 i = threadIdx.x; i < packs; i += blockDim.x) {
+        i64 at = start + i * Pack<X>::size;
+        Pack<X> a = load_pack(row + at), b = load_pack(other + at), r;
 #pragma unroll
-            for (int k = 0; k < Pack<X>::size; k++)
-                narrow(f(widen(a.at[k]), widen(b.at[k]), i * Pack<X>::size + k), r.at[k]);
-            store_pack(to + i * Pack<X>::size, r);
-        }
-        done = packs * Pack<X>::size;
+        for (int k = 0; k < Pack<X>::size; k++)
+            narrow(f(widen(a.at[k]), widen(b.at[k]), at + k), r.at[k]);
+        store_pack(to + at, r);
     }
     for (i64 j = done + threadIdx.x; j < n; j += blockDim.x)
         narrow(f(widen(row[j]), widen(other[j]), j), to[j]);

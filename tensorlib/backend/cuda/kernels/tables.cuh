@@ -3,6 +3,7 @@
 // A row of the table is (arrays ..., counter, size), WIDTH numbers; chunk k belongs to row owners[k]
 // and begins at element starts[k].
 #pragma once
+#define THREADS 512
 #include "common.cuh"
 
 static constexpr i64 CHUNK = 16384;  // elements that a block takes at a time
