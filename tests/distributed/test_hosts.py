@@ -57,7 +57,9 @@ def test_on_hosts(
 
 
 @pytest.mark.mpi_skip
-@pytest.mark.parametrize(("hosts", "size"), [(EVEN, 4), (UNEVEN, 4)])
+@pytest.mark.parametrize(
+    ("hosts", "size"), [pytest.param(EVEN, 4, marks=pytest.mark.soak), (UNEVEN, 4)]
+)
 def test_the_bits_do_not_depend_on_the_hosts(
     hosts: str, size: int, run_ranks: RunRanks, tmp_path: Path
 ) -> None:

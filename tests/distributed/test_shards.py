@@ -34,8 +34,8 @@ def one_process(run_process, tmp_path: Path, which: str) -> str:
 @pytest.mark.parametrize(
     ("which", "runs"),
     [
-        ("cnn", [("shared_memory", 3), ("shared_memory", 8), ("mpi", 2)]),
-        ("gpt", [("shared_memory", 4), ("mpi", 3)]),
+        ("cnn", [("shared_memory", 3), ("mpi", 2)]),
+        ("gpt", [("shared_memory", 4)]),
         *(
             pytest.param(
                 which,
