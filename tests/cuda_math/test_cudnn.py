@@ -18,6 +18,9 @@ rng = np.random.default_rng(0)
 BF16 = ml_dtypes.bfloat16
 
 
+FIND = libraries.find
+
+
 @pytest.fixture
 def cudnn(monkeypatch):
     """cuDNN on the host, without plans from another test; own kernels raise `LookupError`."""
@@ -28,6 +31,7 @@ def cudnn(monkeypatch):
 
         return called
 
+    monkeypatch.setattr(libraries, "find", FIND)  # a stand-in of other tests may be installed
     monkeypatch.setattr(dnn, "library", lambda: fake_cudnn)
     monkeypatch.setattr(dnn, "_thread", dnn._Thread())
     monkeypatch.setattr(fused, "find", own)
