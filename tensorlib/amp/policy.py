@@ -20,6 +20,7 @@ from ..ops.elementwise import cast
 
 LOWER = "lower"  # in the precision that autocast was given
 FLOAT32 = "float32"
+INTO_FLOAT32 = "into float32"  # by the primitive itself, which reads its first input as it is
 WIDEST = "widest"  # in the widest precision among the arguments
 AS_GIVEN = "as given"  # though what it is made of would be cast
 REFUSED = "refused"
@@ -31,11 +32,12 @@ _MATRICES = dict.fromkeys(
     ),
     LOWER,
 )  # fmt: skip
-_CPU = {**_MATRICES, "prod": FLOAT32, "cross_entropy": FLOAT32, "pick_class": FLOAT32}
-_CUDA = _MATRICES | dict.fromkeys(
+_LOSS = {"cross_entropy": INTO_FLOAT32, "pick_class": FLOAT32}
+_CPU = _MATRICES | _LOSS | {"prod": FLOAT32}
+_CUDA = _MATRICES | _LOSS | dict.fromkeys(
     (
-        "acos", "asin", "cosh", "cross_entropy", "cumsum", "erfinv", "exp", "expm1", "log",
-        "log10", "log1p", "log2", "log_softmax", "logsumexp", "norm2", "pick_class", "pow", "prod",
+        "acos", "asin", "cosh", "cumsum", "erfinv", "exp", "expm1", "log",
+        "log10", "log1p", "log2", "log_softmax", "logsumexp", "norm2", "pow", "prod",
         "reciprocal", "rsqrt", "sinh", "softmax", "softplus", "sum", "tan",
     ),
     FLOAT32,
@@ -67,6 +69,11 @@ class Casting(Mode):
             rule = None if isinstance(args[0], TensorBase) else FLOAT32  # 1 / x
         if rule is None or (p.name in _INTEGRAL and not _has_floats(args)):
             return apply(p, args, options)
+        if rule == INTO_FLOAT32:
+            if not self._is_here(args[0]):
+                return apply(p, args, options)
+            args = (args[0], *self.cast_all(args[1:], FLOAT32))
+            return apply(p, args, {**options, "single": True})
         return apply(p, self.cast_all(args, rule), options)
 
     def cast_all(self, args: Any, rule: str) -> Any:
@@ -88,15 +95,16 @@ class Casting(Mode):
             return args
         return tuple([self._cast(a, target) for a in args])
 
+    def _is_here(self, a: Any) -> bool:
+        return (a._array.__class__ is np.ndarray) == (self.device_type == "cpu")
+
     def _cast(self, a: Any, target: Any) -> Any:
         if isinstance(a, tuple | list):
             return type(a)(self._cast(item, target) for item in a)
         if not isinstance(a, TensorBase):
             return a
         x = a._array
-        if x.dtype == target or x.dtype not in _CASTABLE:
-            return a
-        if (x.__class__ is np.ndarray) != (self.device_type == "cpu"):
+        if x.dtype == target or x.dtype not in _CASTABLE or not self._is_here(a):
             return a
         # A weight is cast once, and its gradients are summed in lower precision, then cast back.
         keep = self._casts is not None and a._rg and a._node is None and target != _SINGLE

@@ -23,8 +23,13 @@ def index_p(b, x, *, index):
     found = one_array(index, x.ndim)
     if found is None or found[1].dtype.kind == "b":
         return x[index]
-    fused = b.kernel("take", x) if found[0] else None
-    return fused(x, *found) if fused else b.take(x, found[1], axis=found[0])
+    return _taken(b, x, *found)
+
+
+def _taken(b: Any, x: Any, dim: int, index: Any) -> Any:
+    """x[..., index, ...] along a dimension; NumPy itself is quickest at rows."""
+    fused = b.kernel("take", x) if dim or b.name == "cuda" else None
+    return fused(x, dim, index) if fused else b.take(x, index, axis=dim)
 
 
 @primitive(promotion=None, x=lambda g, index: index_p(g, index=index))
@@ -530,7 +535,7 @@ def repeat_interleave(input: Any, repeats: Any, dim: int | None = None) -> Any:
 )
 def embedding_p(b, weight, *, index, padding_idx=-1):
     """Rows of a table."""
-    return b.take(weight, index, axis=0)
+    return _taken(b, weight, 0, index)
 
 
 def _embedding_twice(g: Any, index: Any, padding_idx: int) -> Any:

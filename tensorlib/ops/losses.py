@@ -10,9 +10,10 @@ from ..autograd.core import wrap
 from ..autograd.engine import grad
 from ..autograd.grad_mode import enable_grad, no_grad
 from ..autograd.primitive import primitive
+from ..dtypes import HALF
 from .elementwise import abs as abs_
-from .elementwise import clamp, maximum, where
-from .precision import like, wide
+from .elementwise import cast, clamp, maximum, where
+from .precision import SINGLE, like, wide
 from .reduction import mean_p, sum_p
 from .softmax import log_softmax_p, logsumexp_p
 from .transcendental import exp, log, log1p
@@ -60,9 +61,11 @@ def place_class_p(b, x, target, *, classes):
 
 
 def _cross_entropy_reference(
-    x: Any, target: Any, weight: Any, scale: Any, smoothing: float = 0.0
+    x: Any, target: Any, weight: Any, scale: Any, smoothing: float = 0.0, single: bool = False
 ) -> tuple[Any, Any]:
     """`cross_entropy_p` as an expression on tensors."""
+    if single and x._array.dtype in HALF:
+        x = cast(x, dtype=SINGLE)
     log_p = log_softmax_p(x, dim=1)
     valid = target >= 0
     loss = -pick_class_p(log_p, target)
@@ -82,11 +85,11 @@ def _cross_entropy_x(
     g: Any, b: Any, x: Any, target: Any, weight: Any, total: Any, scale: Any, smoothing: float
 ) -> Any:
     """softmax(x) times the weights of all terms of a loss, less these weights in their places."""
-    g_loss, g_total = g
+    given = x
+    x, weight, (g_loss, g_total) = _readable(b, x), _wide(weight), map(wide, g)
     fused = b.kernel("cross_entropy_back", x, g_loss, total, weight)
     if fused:
-        return fused(g_loss, g_total, x, target, weight, total, scale, smoothing)
-    g_loss = wide(g_loss)
+        return like(fused(g_loss, g_total, x, target, weight, total, scale, smoothing), given)
     places, _ = _positions(b, target, x.shape[1])
     g_loss = b.where(target >= 0, g_loss if scale is None else g_loss * scale, 0)
     g_loss = g_loss.astype(total.dtype, copy=False)
@@ -101,7 +104,7 @@ def _cross_entropy_x(
     if smoothing:
         out -= b.expand_dims(soft, 1) * (1 if weight is None else _per_class(weight, x))
     out.reshape(-1)[places] -= hard.reshape(places.shape)
-    return out
+    return like(out, given)
 
 
 def _cross_entropy_weight(
@@ -122,6 +125,15 @@ def _per_class(weight: Any, x: Any) -> Any:
     return weight.reshape((-1,) + (1,) * (x.ndim - 2))
 
 
+def _wide(weight: Any) -> Any:
+    return None if weight is None else wide(weight)
+
+
+def _readable(b: Any, x: Any) -> Any:
+    """Logits as the fused functions take them: only the GPU's read half precisions."""
+    return x if b.name == "cuda" else wide(x)
+
+
 @primitive(
     promotion=None,
     promoted=("x",),
@@ -130,7 +142,7 @@ def _per_class(weight: Any, x: Any) -> Any:
     x=_cross_entropy_x,
     weight=_cross_entropy_weight,
 )
-def cross_entropy_p(b, x, target, weight, scale, *, smoothing=0.0):
+def cross_entropy_p(b, x, target, weight, scale, *, smoothing=0.0, single=False):
     """(-log softmax(x)[target], log Σ exp x) over dimension 1 of x (n, classes, ...).
 
     The loss is 0 where the target is negative.
@@ -143,10 +155,14 @@ def cross_entropy_p(b, x, target, weight, scale, *, smoothing=0.0):
         scale: The losses are summed and multiplied by it (a number, or a 0-d tensor without a
             gradient); None for one loss per target.
         smoothing: The share of the loss that is the average over all classes.
+        single: The loss of logits of half precision is float32, as what it is computed from.
     """
+    given = x
+    x, weight = _readable(b, x), _wide(weight)
     fused = b.kernel("cross_entropy", x, weight)
     if fused:
-        return fused(x, target, weight, scale, smoothing)
+        loss, total = fused(x, target, weight, scale, smoothing)
+        return like(loss, total if single else given), total
     n, classes = x.shape[:2]
     dtype = wide(x[:0]).dtype
     total = b.empty(target.shape, dtype)
@@ -166,7 +182,7 @@ def cross_entropy_p(b, x, target, weight, scale, *, smoothing=0.0):
         loss = loss * (1 - smoothing) + spread * (smoothing / classes)
     if scale is not None:
         loss = b.asarray(b.sum(loss) * scale)
-    return like(loss, x), total
+    return like(loss, total if single else given), total
 
 
 # --- binary cross entropy ------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 from ..backend import NUMPY
 from ..dtypes import HALF
 
-_SINGLE = np.dtype(np.float32)
+SINGLE = np.dtype(np.float32)
 SMALL = 512  # elements for which a call of NumPy is cheaper than that of a kernel
 
 
@@ -17,7 +17,7 @@ def convert(x: Any, dtype: Any) -> Any:
     """A raw array in another dtype, always a copy; half precisions take a kernel on the CPU."""
     if x.__class__ is np.ndarray and x.size > SMALL and dtype != x.dtype:
         pair = (x.dtype, dtype)
-        if _SINGLE in pair and (x.dtype in HALF or dtype in HALF):
+        if SINGLE in pair and (x.dtype in HALF or dtype in HALF):
             fused = NUMPY.kernel("convert")
             if fused:
                 return fused(x, dtype)
@@ -27,7 +27,7 @@ def convert(x: Any, dtype: Any) -> Any:
 
 def wide(x: Any) -> Any:
     """A raw array in single precision at least: half precisions only store."""
-    return convert(x, _SINGLE) if x.dtype in HALF else x
+    return convert(x, SINGLE) if x.dtype in HALF else x
 
 
 def like(out: Any, x: Any) -> Any:

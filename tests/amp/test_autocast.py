@@ -186,6 +186,69 @@ def test_gradients_are_those_of_torch_under_autocast(torch):
         np.testing.assert_allclose(ours, theirs, rtol=2e-2, atol=2e-3)
 
 
+CROSS_ENTROPY = [
+    {},
+    {"reduction": "sum", "label_smoothing": 0.1},
+    {"reduction": "none", "ignore_index": 1},
+    {"weight": True},
+    {"weight": True, "label_smoothing": 0.1, "ignore_index": 1},
+    {"weight": True, "reduction": "none", "label_smoothing": 0.1},
+]
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (3, 1003), (2, 7, 30)])
+@pytest.mark.parametrize("options", CROSS_ENTROPY, ids=lambda o: "-".join(map(str, o.values())))
+@pytest.mark.parametrize("low", ["bfloat16", "float16"])
+def test_cross_entropy_is_that_of_the_logits_in_float32(low, options, shape, torch):
+    generator = np.random.default_rng(0)
+    values = generator.standard_normal(shape) * 3
+    target = generator.integers(0, 5, (shape[0], *shape[2:]))
+    given = np.arange(target.size, dtype=np.float32).reshape(target.shape) + 1
+    found = []
+    for library, auto in ((tl, True), (tl, False), (torch, False)):
+        dtype = getattr(library, low)
+        x = library.tensor(values.astype(np.float32)).to(dtype).requires_grad_()
+        made = dict(options)
+        if "weight" in options:
+            made["weight"] = library.linspace(0.5, 1.5, shape[1]).to(dtype)
+            made["weight"] = made["weight"] if auto else made["weight"].float()
+        with library.autocast("cpu", dtype=dtype, enabled=auto):
+            loss = library.nn.functional.cross_entropy(
+                x if auto else x.float(), library.tensor(target), **made
+            )
+        (loss * library.tensor(given if loss.ndim else given[:1].sum())).sum().backward()
+        assert (kind(loss), str(x.grad.dtype).rpartition(".")[2]) == ("float32", low)
+        found.append((loss.detach().numpy(), x.grad.float().numpy()))
+    for ours, ours_cast, theirs in zip(*found, strict=True):
+        np.testing.assert_array_equal(ours, ours_cast)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-4)
+    np.testing.assert_allclose(found[0][0], found[2][0], rtol=2e-6)
+
+
+def test_logits_of_a_cross_entropy_are_not_cast(monkeypatch):
+    x, target = numbers(tl, 4, 9, dtype="bfloat16").requires_grad_(), tl.tensor([0, 3, 8, 1])
+    seen, cast = [], REGISTRY["cast"]
+    forward = cast.forward
+    monkeypatch.setattr(cast, "forward", lambda b, a, **o: seen.append(a) or forward(b, a, **o))
+    with tl.autocast("cpu"):
+        F.cross_entropy(x, target, numbers(tl, 9)).backward()
+    assert seen == [] and x.grad.dtype == tl.bfloat16
+    with tl.autocast("cuda"):
+        assert F.cross_entropy(x, target).dtype == tl.bfloat16
+
+
+def test_cross_entropy_under_autocast_is_differentiated_twice():
+    x, target = numbers(tl, 4, 9, dtype="bfloat16").requires_grad_(), tl.tensor([0, 3, 8, 1])
+    found = []
+    for auto in (True, False):
+        with tl.autocast("cpu", enabled=auto):
+            loss = F.cross_entropy(x if auto else x.float(), target, label_smoothing=0.1)
+        (slope,) = tl.autograd.grad(loss, x, create_graph=True)
+        found.append(tl.autograd.grad((slope.float() * slope.float()).sum(), x)[0])
+    assert found[0].dtype == tl.bfloat16 and bool(found[0].any())
+    np.testing.assert_array_equal(*[f.float().numpy() for f in found])
+
+
 def test_backward_inside_the_context_casts_nothing():
     w = tl.ones(4, 4, requires_grad=True)
     with tl.autocast("cpu"):

@@ -230,6 +230,8 @@ static const char* launch(void (*start)(), const unsigned* grid, const unsigned*
     }
 
 #define DYNAMIC_SHARED(name) unsigned char* name = emulation::shared
+#define CHECK_ALIGNED(p) \
+    if ((uintptr_t)(p) & 15) emulation::fail("16 bytes at an address that 16 does not divide")
 
 // --- what CUDA offers in device code --------------------------------------------------------------
 

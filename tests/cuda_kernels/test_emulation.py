@@ -39,6 +39,13 @@ KERNEL kernel(float* x, i64 n) {
 }
 """
 
+PACKS = """
+#include "common.cuh"
+KERNEL kernel(float* x, i64 n) {
+    if (threadIdx.x == 0) store_pack(x + n, load_pack(x + 4));
+}
+"""
+
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
@@ -91,3 +98,9 @@ def test_a_thread_that_ends_before_a_barrier_is_an_error(run):
 def test_writing_beside_an_array_is_an_error(run):
     with pytest.raises(OutOfBounds, match="wrote beside"):
         run(BESIDE, 1)
+
+
+def test_packs_lie_at_multiples_of_16_bytes(run):
+    assert run(PACKS, 8)[8:12].tolist() == [4, 5, 6, 7]
+    with pytest.raises(RuntimeError, match="that 16 does not divide"):
+        run(PACKS, 9)

@@ -81,6 +81,45 @@ def test_operations(running, name, dtype):
         np.testing.assert_allclose(a / scale, b / scale, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [tl.float16, tl.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "kernel"), [((9, 1003), "cross_entropy_rows"), ((2, 7, 5), "cross_entropy_columns")]
+)
+def test_cross_entropy_under_autocast(running, shape, kernel, dtype):
+    values, target = np.random.standard_normal(shape), tl.randint(0, 7, (shape[0], *shape[2:]))
+    found = []
+    for device in ("cpu", "cuda"):
+        logits = tl.tensor(values, dtype=tl.float32).to(dtype).to(device).requires_grad_()
+        classes, weight = target.to(device), tl.linspace(0.5, 1.5, shape[1]).to(device)
+        running.launches.clear()
+        with tl.autocast(device, dtype=dtype):
+            loss = F.cross_entropy(logits, classes, label_smoothing=0.1)
+        loss.backward()
+        launches = [(name, types) for _, name, types, _ in running.launches]
+        assert loss.dtype == tl.float32 and logits.grad.dtype == dtype
+        with tl.autocast(device, dtype=dtype):
+            weighted = F.cross_entropy(logits, classes, weight, ignore_index=3, reduction="none")
+        found.append([t.detach().to("cpu").float() for t in (loss, weighted, logits.grad)])
+    # The logits are read as they are, and their gradient is written once.
+    read = (dtype.name,)
+    assert launches == [(kernel, read), ("scaled_sum", read), (f"{kernel}_back", read)]
+    for ours, expected in zip(found[1], found[0], strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=8e-3, atol=1e-5)
+    np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [tl.float32, tl.bfloat16], ids=str)
+@pytest.mark.parametrize("length", [8, 7])  # by 16 bytes, and one by one
+def test_rows_are_taken_by_one_launch(running, length, dtype):
+    values, index = tl.randn(5, length).to(dtype), tl.tensor([[4, 0], [1, 1]])
+    table, places = values.to("cuda"), index.to("cuda")
+    for take in (lambda: F.embedding(places, table), lambda: table[places]):
+        running.launches.clear()
+        found = take()
+        assert [name for _, name, *_ in running.launches] == ["take"]
+        np.testing.assert_array_equal(found.to("cpu").float(), values[index].float())
+
+
 def test_random_numbers(running):
     for draw in (lambda **k: tl.rand(300, **k), lambda **k: tl.randint(0, 99, (300,), **k)):
         tl.manual_seed(5)

@@ -107,6 +107,8 @@ def test_softmax_of_what_is_not_finite(emulator):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("shape", [(5, 7), (9, 1003), (3, 33, 5), (2, 100, 37), (0, 4)])
 def test_cross_entropy(emulator, shape, dtype):
+    # Half precisions only store: all but the logits and their gradient is float32.
+    single = np.dtype(np.float64 if dtype == np.float64 else np.float32)
     x = normal(shape, dtype) * 4
     target = np.random.randint(-1, shape[1], (shape[0], *shape[2:]))
     wide = x.astype(np.float64)
@@ -118,19 +120,23 @@ def test_cross_entropy(emulator, shape, dtype):
                 found = losses.cross_entropy(x, target, weight, scale, smoothing)
                 expected = cpu_losses.cross_entropy(wide, target, w, number, smoothing)
                 if scale is not None:
-                    found, expected = ([a[0] / max(1, len(x)), a[1]] for a in (found, expected))
-                close(found[0], expected[0], dtype)
-                close(found[1], expected[1], np.float32)
-                g = normal(() if scale is not None else target.shape, dtype)
-                g_total = normal(target.shape, np.float64)
-                total = expected[1]
-                single = np.float64 if dtype == np.float64 else np.float32
-                back = losses.cross_entropy_back(
-                    g, g_total.astype(single), x, target, weight, total.astype(single), scale,
-                    smoothing,
-                )  # fmt: skip
+                    found, expected = (
+                        [a[0] / single.type(max(1, len(x))), a[1]] for a in (found, expected)
+                    )
+                assert {a.dtype for a in found} <= {single}
+                close(found[0], expected[0], single)
+                close(found[1], expected[1], single)
+                g = normal(() if scale is not None else target.shape, single)
+                g_total = normal(target.shape, single)
+                total = expected[1].astype(single)
+                rest = (target, weight, total, scale, smoothing)
+                back = losses.cross_entropy_back(g, g_total, x, *rest)
+                once = losses.cross_entropy_back(g, g_total, x.astype(single), *rest).astype(dtype)
+                assert back.dtype == dtype
+                np.testing.assert_array_equal(back, once)
                 close(back, cpu_losses.cross_entropy_back(
-                    g.astype(np.float64), g_total, wide, target, w, total, number, smoothing,
+                    g.astype(np.float64), g_total.astype(np.float64), wide, target, w,
+                    expected[1], number, smoothing,
                 ), dtype)  # fmt: skip
 
 

@@ -93,7 +93,8 @@ def _weight_of(target: Any, weight: Any) -> Any:
     return where(valid, weight[where(valid, target, 0)], 0)
 
 
-def _scale(reduction: str, input: Any, target: Any, count: Any, weight: Any) -> Any:
+@precision(FLOAT32, FLOAT32)
+def _scale(reduction: str, dtype: Any, target: Any, count: Any, weight: Any) -> Any:
     """What the sum of the losses is multiplied by: a number or a 0-d tensor; None for no sum."""
     if reduction == "none":
         return None
@@ -102,7 +103,7 @@ def _scale(reduction: str, input: Any, target: Any, count: Any, weight: Any) -> 
     total = count if weight is None else _weight_of(target, weight).sum()
     if isinstance(total, TensorBase):
         if get_backend(total._array).name == "cuda" or total.requires_grad:
-            return 1 / (total.double() if input._array.dtype.itemsize == 8 else total)
+            return 1 / (total.double() if dtype.itemsize == 8 else total)
         total = float(total)
     return 1 / total if total else math.inf
 
@@ -152,12 +153,11 @@ def nll_loss(
     loss = -apply(pick_class_p, (input, target))
     if weight is not None:
         loss = loss * _weight_of(target, weight)
-    scale = _scale(reduction, input, target, count, weight)
+    scale = _scale(reduction, input.dtype, target, count, weight)
     loss = loss if scale is None else loss.sum() * scale
     return loss.squeeze(0) if single and reduction == "none" else loss
 
 
-@precision(FLOAT32, FLOAT32)
 def cross_entropy(
     input: Any,
     target: Any,
@@ -202,7 +202,7 @@ def cross_entropy(
         loss = _soft_cross_entropy(input, target, weight, reduction, label_smoothing)
     else:
         target, count = _class_targets("cross_entropy", input, target, ignore_index)
-        scale = _scale(reduction, input, target, count, weight)
+        scale = _scale(reduction, input.dtype, target, count, weight)
         after = getattr(scale, "requires_grad", False)  # the weights are being trained
         given = (input, target, weight, 1.0 if after else scale)
         loss = apply(cross_entropy_p, given, {"smoothing": label_smoothing})[0]
@@ -210,6 +210,7 @@ def cross_entropy(
     return loss.squeeze(0) if single and reduction == "none" else loss
 
 
+@precision(FLOAT32, FLOAT32)
 def _soft_cross_entropy(
     input: Any, target: Any, weight: Any, reduction: str, smoothing: float
 ) -> Any:

@@ -13,6 +13,7 @@ typedef unsigned long long u64;
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #define INFINITY_F __int_as_float(0x7f800000)
 #define CLEAR_NAN __int_as_float(0x7fc00000)
+#define CHECK_ALIGNED(p)  // the emulator looks, since the host forgives what a GPU does not
 #endif
 
 // How many threads a block of the file's kernels has at most. The compiler must know: a kernel with
@@ -82,10 +83,19 @@ template <class X> struct alignas(16) Pack {
 };
 
 template <class X> __device__ inline Pack<X> load_pack(const X* from) {
+    CHECK_ALIGNED(from);
     return *reinterpret_cast<const Pack<X>*>(from);
 }
 template <class X> __device__ inline void store_pack(X* to, const Pack<X>& pack) {
+    CHECK_ALIGNED(to);
+#ifdef EMULATED
     *reinterpret_cast<Pack<X>*>(to) = pack;
+#else  // of an assignment NVRTC makes a store for each member
+    const u32* words = reinterpret_cast<const u32*>(&pack);
+    asm volatile("st.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words[0]), "r"(words[1]),
+                 "r"(words[2]), "r"(words[3])
+                 : "memory");
+#endif
 }
 __device__ inline bool aligned(const void* p) { return ((u64)p & 15) == 0; }
 

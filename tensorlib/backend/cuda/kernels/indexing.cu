@@ -11,22 +11,34 @@ __device__ inline i64 inside(i64 place, i64 n) {
     return place;
 }
 
+// X is an element or 16 bytes of them, I counts them.
+template <class I, class X>
+__device__ inline void take_each(const X* table, const i64* index, X* values, I total, i64 n,
+                                 I count, I inner) {
+    for (I i = (I)thread_index(); i < total; i += (I)thread_count()) {
+        I row = i / inner, j = row % count, o = row / count;
+        values[i] = table[((i64)o * n + inside(index[j], n)) * inner + i % inner];
+    }
+}
+
+// In 32 bits where they suffice, since divisions of 64 are slow.
+template <class X>
+__device__ inline void take_all(const X* table, const i64* index, X* values, i64 outer, i64 n,
+                                i64 count, i64 inner) {
+    i64 total = outer * count * inner;
+    if (total < (i64)1 << 31)
+        take_each<u32>(table, index, values, (u32)total, n, (u32)count, (u32)inner);
+    else
+        take_each<i64>(table, index, values, total, n, count, inner);
+}
+
 // values[o][j] = table[o][index[j]], elements side by side along inner.
 KERNEL take(const T* table, const i64* index, T* values, i64 outer, i64 n, i64 count, i64 inner) {
-    i64 total = outer * count * inner;
-    if (inner % Pack<T>::size == 0 && aligned(table) && aligned(values)) {
-        i64 packs = inner / Pack<T>::size;
-        for (i64 i = thread_index(); i < total / Pack<T>::size; i += thread_count()) {
-            i64 row = i / packs, j = row % count, o = row / count;
-            i64 from = (o * n + inside(index[j], n)) * packs + i % packs;
-            store_pack(values + i * Pack<T>::size, load_pack(table + from * Pack<T>::size));
-        }
-        return;
-    }
-    for (i64 i = thread_index(); i < total; i += thread_count()) {
-        i64 row = i / inner, j = row % count, o = row / count;
-        values[i] = table[(o * n + inside(index[j], n)) * inner + i % inner];
-    }
+    const int size = Pack<T>::size;
+    if (inner % size == 0 && aligned(table) && aligned(values))
+        take_all((const Pack<T>*)table, index, (Pack<T>*)values, outer, n, count, inner / size);
+    else
+        take_all(table, index, values, outer, n, count, inner);
 }
 
 // sums[o][index[j]] += values[o][j], in whatever order.

@@ -3,7 +3,7 @@
 // With the class t of a row, class weights w, smoothing ε and C classes:
 //     loss = (1 - ε) w[t] (total - x[t]) + ε/C Σ w (total - x)        total = log Σ exp x
 //     dx = a exp(x - total) - g (1 - ε) w[t] at t - g ε/C w           a = what is taken off, summed
-// A class below 0 is to be ignored.
+// A class below 0 is to be ignored. Of half precision are only x and dx.
 #include "softmax.cuh"
 
 typedef TYPE_0 T;
@@ -36,9 +36,9 @@ __device__ inline A loss_of(const Options& o, const Online<A>& all, i64 t, A log
     return loss;
 }
 
-// Each position's loss in `losses`, or in `wide` to be summed; total for both.
-KERNEL cross_entropy_rows(const T* x, const i64* target, const A* weight, T* losses, A* wide,
-                          A* total, i64 rows, i64 n, double smoothing) {
+// Each position's loss, and total.
+KERNEL cross_entropy_rows(const T* x, const i64* target, const A* weight, A* losses, A* total,
+                          i64 rows, i64 n, double smoothing) {
     Options o = {target, weight, n, (A)smoothing};
     for (i64 row = first_row(); row < rows; row += row_step()) {
         const T* from = x + row * n;
@@ -62,14 +62,13 @@ KERNEL cross_entropy_rows(const T* x, const i64* target, const A* weight, T* los
             i64 t = class_at(o, row);
             A loss = loss_of(o, all, t, t < 0 ? A(0) : widen(from[t]), dot, whole);
             total[row] = all.total();
-            if (wide) wide[row] = loss;
-            else narrow(loss, losses[row]);
+            losses[row] = loss;
         }
     }
 }
 
-KERNEL cross_entropy_columns(const T* x, const i64* target, const A* weight, T* losses, A* wide,
-                             A* total, i64 outer, i64 n, i64 inner, double smoothing) {
+KERNEL cross_entropy_columns(const T* x, const i64* target, const A* weight, A* losses, A* total,
+                             i64 outer, i64 n, i64 inner, double smoothing) {
     Options o = {target, weight, n, (A)smoothing};
     for (i64 item = blockIdx.x; item < column_items(outer, inner); item += gridDim.x) {
         Column c = column_of(item, inner);
@@ -93,18 +92,17 @@ KERNEL cross_entropy_columns(const T* x, const i64* target, const A* weight, T* 
             i64 position = c.outer * inner + c.inside, t = class_at(o, position);
             A loss = loss_of(o, all, t, t < 0 ? A(0) : widen(from[t * inner]), dot, whole);
             total[position] = all.total();
-            if (wide) wide[position] = loss;
-            else narrow(loss, losses[position]);
+            losses[position] = loss;
         }
     }
 }
 
 // out = scale Σ x, in one block; the scale is a number or stands in memory.
-KERNEL scaled_sum(const A* x, T* out, i64 n, double scale, const A* scale_at) {
+KERNEL scaled_sum(const A* x, A* out, i64 n, double scale, const A* scale_at) {
     A sum = A(0);
     over(x, n, [&](A value, i64) { sum += value; });
     sum = block_sum(sum);
-    if (threadIdx.x == 0) narrow(sum * (scale_at ? *scale_at : (A)scale), out[0]);
+    if (threadIdx.x == 0) out[0] = sum * (scale_at ? *scale_at : (A)scale);
 }
 
 // --- backward ------------------------------------------------------------------------------------
@@ -123,7 +121,7 @@ __device__ inline Shares shares(const Options& o, i64 t, A given) {
 }
 
 // A step of 0 means that one number stands for all. `whole` is the sum of the weights.
-KERNEL cross_entropy_rows_back(const T* g, i64 g_step, const A* g_total, i64 total_step,
+KERNEL cross_entropy_rows_back(const A* g, i64 g_step, const A* g_total, i64 total_step,
                                const T* x, const i64* target, const A* total, const A* weight,
                                const A* whole, T* dx, i64 rows, i64 n, double smoothing,
                                double scale, const A* scale_at) {
@@ -131,7 +129,7 @@ KERNEL cross_entropy_rows_back(const T* g, i64 g_step, const A* g_total, i64 tot
     A factor = scale_at ? *scale_at : (A)scale, all = whole ? *whole : (A)n;
     for (i64 row = first_row(); row < rows; row += row_step()) {
         i64 t = class_at(o, row);
-        Shares s = shares(o, t, factor * widen(g[row * g_step]));
+        Shares s = shares(o, t, factor * g[row * g_step]);
         A a = s.hard + s.soft * all + g_total[row * total_step], lse = total[row];
         map(x + row * n, dx + row * n, n, [&](A value, i64 j) {
             A out = exp(value - lse) * a;
@@ -141,7 +139,7 @@ KERNEL cross_entropy_rows_back(const T* g, i64 g_step, const A* g_total, i64 tot
     }
 }
 
-KERNEL cross_entropy_columns_back(const T* g, i64 g_step, const A* g_total, i64 total_step,
+KERNEL cross_entropy_columns_back(const A* g, i64 g_step, const A* g_total, i64 total_step,
                                   const T* x, const i64* target, const A* total, const A* weight,
                                   const A* whole, T* dx, i64 outer, i64 n, i64 inner,
                                   double smoothing, double scale, const A* scale_at) {
@@ -152,7 +150,7 @@ KERNEL cross_entropy_columns_back(const T* g, i64 g_step, const A* g_total, i64 
         if (!c.valid) continue;
         i64 position = c.outer * inner + c.inside, t = class_at(o, position);
         i64 base = c.outer * n * inner + c.inside;
-        Shares s = shares(o, t, factor * widen(g[position * g_step]));
+        Shares s = shares(o, t, factor * g[position * g_step]);
         A a = s.hard + s.soft * all + g_total[position * total_step], lse = total[position];
         for (i64 i = threadIdx.y; i < n; i += blockDim.y) {
             A out = exp(widen(x[base + i * inner]) - lse) * a;

@@ -30,20 +30,18 @@ def cross_entropy(
 ) -> tuple[Any, Any]:
     """(loss, total) of x (N, C, ...) and classes (N, ...); the sum of the losses times `scale`.
 
-    Without a scale the loss of each. A scale may be an array of no dimensions. The total, and what
-    is computed with, is float32 at least.
+    Without a scale the loss of each. A scale may be an array of no dimensions. Loss, total and what
+    is computed with are float32 at least.
     """
     xp, wide = launch.runner().xp, accumulator(x.dtype)
     n, classes, inner = split_at(x.shape, 1)
     x, target = contiguous(x), typed(target, INT64)
     weight = None if weight is None else typed(weight, wide)
     total = xp.empty(target.shape, wide)
-    summed = scale is not None
-    losses = None if summed else xp.empty(target.shape, x.dtype)
-    apart = xp.empty(target.shape, wide) if summed else None
+    losses = xp.empty(target.shape, wide)
     types = (x.dtype,)
     if n * inner:
-        args = (x, target, weight, losses, apart, total)
+        args = (x, target, weight, losses, total)
         if inner == 1:
             grid = launch.rows(n, classes, 16 // x.itemsize)
             launch.start("losses", "cross_entropy_rows", types, grid, *args, n, classes,
@@ -52,11 +50,11 @@ def cross_entropy(
             grid = columns(n, classes, inner)
             launch.start("losses", "cross_entropy_columns", types, grid, *args, n, classes, inner,
                          float(smoothing))  # fmt: skip
-    if not summed:
+    if scale is None:
         return losses, total
-    out = xp.empty((), x.dtype)
+    out = xp.empty((), wide)
     grid = launch.items(1, (1024, 1))
-    launch.start("losses", "scaled_sum", types, grid, apart, out, n * inner,
+    launch.start("losses", "scaled_sum", types, grid, losses, out, n * inner,
                  *_factor(scale, wide))  # fmt: skip
     return out, total
 
@@ -74,7 +72,7 @@ def cross_entropy_back(
         return dx
     weight = None if weight is None else typed(weight, wide)
     whole = row_sums(weight, 1, classes, wide, False, False) if weight is not None else None
-    args = (*steps(g, x.dtype), *steps(g_total, wide), x, target, total, weight, whole, dx)
+    args = (*steps(g, wide), *steps(g_total, wide), x, target, total, weight, whole, dx)
     numbers = (float(smoothing), *_factor(scale, wide))
     if inner == 1:
         grid = launch.rows(n, classes, 16 // x.itemsize)
