@@ -10,9 +10,13 @@ Seen from one element of the kernel (a *tap*), the windows read a regular slice 
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
 
 Sizes = tuple[int, ...]
 Pairs = tuple[tuple[int, int], ...]
@@ -54,6 +58,27 @@ def taps(
         if None not in found:
             reads, places = zip(*[f for f in found if f is not None], strict=True)
             yield number, offset, reads, places
+
+
+@functools.lru_cache(256)
+def shortness(
+    sizes: Sizes, windows: Sizes, kernel: Sizes, stride: Sizes, before: Sizes, with_padding: bool
+) -> Any:
+    """The kernel's size over the number of elements that each window has inside.
+
+    Those in the padding, as much behind as before, count if `with_padding`. None where all windows
+    are whole.
+    """
+    total: Any = 1
+    for n, count_, k, s, p in zip(sizes, windows, kernel, stride, before, strict=True):
+        start = np.arange(count_) * s - p
+        stop = np.minimum(start + k, n + p)
+        if not with_padding:
+            start, stop = np.maximum(start, 0), np.minimum(stop, n)
+        total = np.multiply.outer(total, stop - start)
+    if (total == math.prod(kernel)).all():
+        return None
+    return math.prod(kernel) / total
 
 
 def pad(b: Any, x: Any, padding: Pairs) -> Any:

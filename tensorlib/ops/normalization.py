@@ -107,6 +107,8 @@ def _vjp(
     g: Any, b: Any, needs: Any, x: Any, weight: Any, bias: Any, mean: Any, var: Any,
     axes: Axes, eps: float, centred: bool, shape: Shape, affine: Shape,
 ) -> tuple[Any, ...]:  # fmt: skip
+    if g[0] is None:
+        g = (b.zeros(x.shape, x.dtype), *g[1:])
     fused = b.kernel("normalize_back", x, g[0], weight, bias)
     if fused:
         found = fused(
@@ -142,7 +144,9 @@ def _gradients(
         return None, d_weight, d_bias
     rest = tuple([a for a in axes if a not in first])
     moment = _weighted_sum(b, moments, weight, rest)
-    slope = (2 * g_var - moment * scale**3) / count
+    slope = moment * scale**3 / -count
+    if g_var is not None:
+        slope += 2 * g_var / count
     if first:
         dx = g * (scale if weight is None else scale * weight)
     else:
@@ -151,7 +155,8 @@ def _gradients(
     if centred:
         centre *= slope
         dx += centre
-        dx += (g_mean - scale * _weighted_sum(b, sums, weight, rest)) / count
+        shift = scale * _weighted_sum(b, sums, weight, rest) / -count
+        dx += shift if g_mean is None else shift + g_mean / count
     else:
         dx += centre * slope
     return dx, d_weight, d_bias
@@ -175,7 +180,10 @@ def _fold(b: Any, x: Any, scale: Any, shape: tuple[int, ...]) -> Any:
     return fit(x if scale is None else x * scale, shape, x.dtype)
 
 
-@primitive(promotion=None, outputs=("out", "mean", "var"), reference=_reference, vjp=_vjp)
+@primitive(
+    promotion=None, outputs=("out", "mean", "var"), materialize=False, reference=_reference,
+    vjp=_vjp,
+)  # fmt: skip
 def normalize_p(b, x, weight, bias, *, axes, eps, centred=True, shape=None, affine=None):
     """((x - mean) / √(var + eps) · weight + bias, mean, var) over `axes`.
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..autograd.primitive import primitive
-from ..backend.windows import Sizes, tap, taps
+from ..backend.windows import Sizes, shortness, tap, taps
 from .elementwise import mask_p
 from .precision import like, wide
 
@@ -136,15 +136,25 @@ def window_gather_p(b, x, indices, *, kernel, stride, padding, dilation):
 
 @primitive(
     promotion=None,
-    x=lambda g, x_shape, kernel, stride, padding, scale: spread_pool_p(
-        g, kernel=kernel, stride=stride, padding=padding, shape=tuple(x_shape[2:]), scale=scale
+    x=lambda g, x_shape, kernel, stride, padding, scale, counts_padding: spread_pool_p(
+        g,
+        kernel=kernel,
+        stride=stride,
+        padding=padding,
+        shape=tuple(x_shape[2:]),
+        scale=scale,
+        counts_padding=counts_padding,
     ),
 )
-def sum_pool_p(b, x, *, kernel, stride, padding, shape, scale=1.0):
-    """scale · the sum of each window, one axis after the other."""
+def sum_pool_p(b, x, *, kernel, stride, padding, shape, scale=1.0, counts_padding=None):
+    """scale · the sum of each window, one axis after the other.
+
+    With `counts_padding` of True or False, a window with fewer elements than the kernel (see
+    `shortness`) has the scale that makes it a mean where whole windows have one.
+    """
     fused = b.kernel("sum_pool", x) if len(shape) <= 3 else None
     if fused:
-        return fused(x, kernel, stride, padding, shape, scale)
+        return fused(x, kernel, stride, padding, shape, scale, counts_padding)
     out = wide(x)
     if kernel == x.shape[2:] and not any(padding):
         return like(b.asarray(b.sum(out, axis=tuple(range(2, x.ndim)), keepdims=True) * scale), x)
@@ -154,21 +164,30 @@ def sum_pool_p(b, x, *, kernel, stride, padding, shape, scale=1.0):
         out = summed
     if scale != 1:
         out *= scale
-    return like(out, x)
+    short = _shortness(b, out, x.shape[2:], shape, kernel, stride, padding, counts_padding)
+    return like(out if short is None else out * short, x)
 
 
 @primitive(
     promotion=None,
-    x=lambda g, x_shape, kernel, stride, padding, scale: sum_pool_p(
-        g, kernel=kernel, stride=stride, padding=padding, shape=tuple(x_shape[2:]), scale=scale
+    x=lambda g, x_shape, kernel, stride, padding, scale, counts_padding: sum_pool_p(
+        g,
+        kernel=kernel,
+        stride=stride,
+        padding=padding,
+        shape=tuple(x_shape[2:]),
+        scale=scale,
+        counts_padding=counts_padding,
     ),
 )
-def spread_pool_p(b, x, *, kernel, stride, padding, shape, scale=1.0):
+def spread_pool_p(b, x, *, kernel, stride, padding, shape, scale=1.0, counts_padding=None):
     """scale · the value of each window added to all of its elements: the adjoint of `sum_pool`."""
     fused = b.kernel("spread_pool", x) if len(shape) <= 3 else None
     if fused:
-        return fused(x, kernel, stride, padding, shape, scale)
+        return fused(x, kernel, stride, padding, shape, scale, counts_padding)
     out = wide(x) * scale
+    short = _shortness(b, out, shape, x.shape[2:], kernel, stride, padding, counts_padding)
+    out = out if short is None else out * short
     if kernel == shape and not any(padding):
         return like(b.ascontiguousarray(b.broadcast_to(out, (*x.shape[:2], *shape))), x)
     for axis, (n, k, s, p) in enumerate(zip(shape, kernel, stride, padding, strict=True), start=2):
@@ -176,6 +195,17 @@ def spread_pool_p(b, x, *, kernel, stride, padding, shape, scale=1.0):
         _add_taps(axis, spread, out, (n, out.shape[axis], k, s, p), spread=True)
         out = spread
     return like(out, x)
+
+
+def _shortness(
+    b: Any, x: Any, sizes: Sizes, windows: Sizes, kernel: Sizes, stride: Sizes, padding: Sizes,
+    counts_padding: bool | None,
+) -> Any:  # fmt: skip
+    """`shortness` as an array of the backend and of the dtype of x, or None."""
+    if counts_padding is None:
+        return None
+    short = shortness(tuple(sizes), tuple(windows), kernel, stride, padding, counts_padding)
+    return None if short is None else b.asarray(short.astype(x.dtype))
 
 
 def _add_taps(axis: int, elements: Any, windows: Any, sizes: tuple[int, ...], spread: bool) -> None:

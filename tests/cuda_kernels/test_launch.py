@@ -41,6 +41,10 @@ def instances(file):
         return list(itertools.product(FLOATS, repeat=2))
     if file in ("normalization", "planes"):
         return [(x, w) for x, w in itertools.product(FLOATS, repeat=2) if w in (x, "float32")]
+    if file == "pooling":
+        return list(itertools.product(FLOATS, ("uint8", "int32"), (32, 64)))
+    if file == "pool_sums":
+        return list(itertools.product(FLOATS, (32, 64)))
     return [(x,) for x in FLOATS]
 
 
@@ -69,7 +73,7 @@ def test_rows(count, length):
 def test_names_are_those_of_the_cpu():
     from tensorlib.backend.fused import FILES as CPU
 
-    beyond = {"square_sums", "unscale"}
+    beyond = {"square_sums", "unscale", "track_statistics"}
     assert set(fused.FILES) - beyond <= set(CPU)
     assert all(fused.find(name, ()) is not None for name in fused.FILES)
 

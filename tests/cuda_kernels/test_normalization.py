@@ -1,11 +1,17 @@
 """Normalization: the kernels' source against the CPU's functions in float64."""
 
+from types import SimpleNamespace
+
 import ml_dtypes
 import numpy as np
 import pytest
 
+import tensorlib as tl
 import tensorlib.backend.kernels.normalization as cpu
+from tensorlib.backend.cuda import capture
 from tensorlib.backend.cuda.kernels import normalization
+
+from .. import strict_cupy
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 TOLERANCE = {"float32": 2e-4, "float64": 1e-10, "float16": 1e-2, "bfloat16": 6e-2}
@@ -15,7 +21,8 @@ CASES = [  # shape, axes, shape of weight and bias
     ((2, 4, 3, 7), (2, 3), (4, 3, 1)), ((200, 3), (0,), (3,)), ((4, 5, 6), (2,), None),
     ((9, 4, 3), (0, 2), None), ((1, 3, 70), (0, 2), (3, 1)), ((2, 3, 1, 70), (2, 3), (3, 1, 1)),
     ((1, 5), (0,), (5,)), ((1, 1, 3, 70), (2, 3), (1, 3, 1)), ((2, 4, 2, 70), (2, 3), (4, 2, 1)),
-    ((2, 2, 9000), (0, 2), (2, 1)),
+    ((2, 2, 9000), (0, 2), (2, 1)), ((7, 33, 49), (0, 2), (33, 1)), ((9, 6, 1), (0, 2), (6, 1)),
+    ((5, 3, 4, 2), (2, 3), (3, 4, 1)), ((5, 2, 3, 1), (2, 3), None),
 ]  # fmt: skip
 
 
@@ -96,3 +103,119 @@ def test_scale_channels(emulator, dtype):
         expected = wide(x) * scale.reshape(column) + shift.reshape(column)
         found = normalization.scale_channels(x, scale, shift)
         np.testing.assert_allclose(wide(found), expected, atol=TOLERANCE[dtype.name])
+
+
+def shifted(x, by):
+    """The same values `by` elements after an address of which 16 is a divisor."""
+    memory = np.empty(x.size + by + 16, x.dtype)
+    start = -memory.ctypes.data % 16 // x.itemsize + by
+    out = memory[start : start + x.size].reshape(x.shape)
+    out[...] = x
+    return out
+
+
+@pytest.mark.parametrize("dtype", [np.dtype(np.float32), BFLOAT16], ids=str)
+@pytest.mark.parametrize("shape", [(5, 6, 7), (40, 3), (9, 4, 49), (3, 2, 70)], ids=str)
+def test_arrays_at_any_address(emulator, shape, dtype):
+    axes = (0, 2)[: len(shape) - 1]
+    x, g = (np.random.standard_normal(shape).astype(dtype) for _ in range(2))
+    weight, bias = np.random.random((2, shape[1], *(1,) * len(shape[2:]))).astype(np.float32)
+    options = (axes, 1e-5, True)
+    plain = normalization.normalize(x, weight, bias, *options)
+    scaled = normalization.scale_channels(x, weight.reshape(-1), bias.reshape(-1))
+    given = (None, None, weight, bias, *plain[1:], *options)
+    back = normalization.normalize_back(g, *given[:2], x, *given[2:])
+    for a, b in ((1, 0), (0, 3), (1, 1), (3, 2)):
+        x_, g_ = shifted(x, a), shifted(g, b)
+        # Where planes begin may change how their sums are made, by a rounding.
+        compare(normalization.normalize(x_, weight, bias, *options), map(wide, plain), dtype)
+        compare(
+            normalization.normalize_back(g_, *given[:2], x_, *given[2:]), map(wide, back), dtype
+        )
+        again = normalization.scale_channels(x_, weight.reshape(-1), bias.reshape(-1))
+        np.testing.assert_array_equal(wide(again), wide(scaled))
+
+
+@pytest.mark.parametrize("case", [CASES[i] for i in (0, 2, 3, 4, 5, 7)], ids=str)
+def test_no_gradient_of_mean_or_variance_is_a_gradient_of_0(emulator, case):
+    shape, axes, size = case
+    x, g = np.random.standard_normal((2, *shape)).astype(np.float32)
+    weight, bias = np.random.standard_normal((2, *size)).astype(np.float32)
+    options = (axes, 1e-5, True)
+    _, mean, var = normalization.normalize(x, weight, bias, *options)
+    ones, zeros = np.random.standard_normal(mean.shape).astype(np.float32), np.zeros_like(mean)
+    for g_mean, g_var in ((None, None), (ones, None), (None, ones)):
+        full = [zeros if a is None else a for a in (g_mean, g_var)]
+        found, expected = (
+            normalization.normalize_back(g, *pair, x, weight, bias, mean, var, *options)
+            for pair in ((g_mean, g_var), full)
+        )
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+# --- running statistics --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 33, 2500])
+@pytest.mark.parametrize("dtype", [np.dtype(np.float32), np.dtype(np.float64), BFLOAT16], ids=str)
+def test_track_statistics(emulator, dtype, channels):
+    single = np.float64 if dtype == np.float64 else np.float32
+    rounding = {8: 1e-15, 4: 1e-6, 2: 2.0**-8}[dtype.itemsize]
+    for momentum, counted in ((0.3, True), (0.1, False), (None, True)):
+        running = [emulator.xp.empty(channels, dtype) for _ in range(2)]
+        for a in running:
+            a[...] = np.random.random(channels)
+        before = [wide(a) for a in running]
+        mean, var = np.random.standard_normal((2, 1, channels, 1)).astype(single)
+        count = np.array(6) if counted else None
+        normalization.track_statistics(*running, count, mean, var, momentum, 1.25)
+        share = 1 / 7 if momentum is None else momentum
+        for a, b, batch in zip(running, before, (mean, 1.25 * var), strict=True):
+            expected = b * (1 - share) + share * wide(batch).reshape(-1)
+            np.testing.assert_allclose(wide(a), expected, rtol=rounding, atol=rounding)
+        assert count is None or count == 7
+    assert [name for _, name, *_ in emulator.launches] == ["track_statistics"] * 3
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("momentum", [0.3, None])
+@pytest.mark.parametrize("shape", [(6, 5), (4, 5, 9, 9)], ids=str)
+def test_a_module_tracks_in_one_launch(running, monkeypatch, shape, momentum):
+    """Without waiting or memsets, inside a capture too; the values are the CPU's."""
+    layer = tl.nn.BatchNorm1d if len(shape) == 2 else tl.nn.BatchNorm2d
+    zeros, plain = [], strict_cupy.cupy.zeros
+    monkeypatch.setattr(strict_cupy.cupy, "zeros", lambda *args: zeros.append(args) or plain(*args))
+    norms = layer(5, momentum=momentum), layer(5, momentum=momentum).cuda()
+    for batch in range(3):
+        x = tl.tensor(np.random.standard_normal(shape).astype(np.float32) + batch)
+        norms[0](x)
+        there = x.cuda().requires_grad_()
+        strict_cupy.log.clear()
+        strict_cupy.syncs.clear()
+        running.launches.clear()
+        with capture.during(SimpleNamespace(operation="")):
+            out = norms[1](there)
+        names = [name for _, name, *_ in running.launches]
+        assert names.count("track_statistics") == 1 and len(names) == 4
+        assert strict_cupy.log == [] and strict_cupy.syncs == []
+        g = tl.ones_like(out)
+        zeros.clear()
+        out.backward(g)
+        assert zeros == []
+        for name, expected in norms[0].named_buffers():
+            found = getattr(norms[1], name)
+            np.testing.assert_allclose(found.cpu(), expected, rtol=1e-5, atol=1e-6)
+            assert found._writes[1] == expected._writes[1]
+    assert norms[1].num_batches_tracked.item() == 3
+
+
+@pytest.mark.soak
+def test_statistics_that_no_kernel_takes(running):
+    wide_ones = tl.zeros(6, device="cuda")
+    mean, var = wide_ones[::2], tl.ones(3, device="cuda")
+    x = tl.tensor(np.random.standard_normal((8, 3)).astype(np.float32))
+    tl.nn.functional.batch_norm(x.cuda(), mean, var, training=True, momentum=0.5)
+    np.testing.assert_allclose(mean.cpu(), x.mean(0) / 2, atol=1e-6)
+    np.testing.assert_allclose(var.cpu(), 0.5 + x.var(0) / 2, rtol=1e-5)
+    assert "track_statistics" not in {name for _, name, *_ in running.launches}

@@ -11,7 +11,7 @@ import pytest
 import tensorlib as tl
 from tensorlib.backend import base
 from tensorlib.backend.cuda import capture, gemm, graphed, graphs
-from tensorlib.backend.cuda.kernels import optimizers, random
+from tensorlib.backend.cuda.kernels import normalization, optimizers, random
 from tensorlib.errors import ArgumentError, ArgumentTypeError, GraphCaptureError, OutOfMemoryError
 
 from ..cuda_kernels.emulation import COMPILER, Emulator
@@ -154,6 +154,20 @@ def test_options_are_copied_only_when_they_change(gpu):
         g.replay()
         assert numbers[0] == lr
     assert sum(entry[0] == "copy" for entry in host.log) == 2
+
+
+def test_replays_count_the_batches_of_a_batch_norm(gpu):
+    running, count = np.zeros((2, 5), np.float32), np.zeros((), np.int64)
+    batch = np.empty((2, 5), np.float32)
+    g = graphs.CUDAGraph()
+    with graphs.recording(g):
+        normalization.track_statistics(*running, count, *batch, None, 1.0)
+    batches = np.random.standard_normal((4, 2, 5)).astype(np.float32)
+    for i, values in enumerate(batches):
+        batch[...] = values
+        g.replay()
+        assert count == i + 1
+        np.testing.assert_allclose(running, batches[: i + 1].mean(0), atol=1e-6)
 
 
 def test_outside_of_a_capture_options_are_plain():

@@ -7,6 +7,8 @@ import tensorlib as tl
 import tensorlib.nn.functional as F
 from tensorlib.autograd import gradcheck, gradgradcheck
 from tensorlib.errors import ArgumentTypeError, DtypeError, ShapeError
+from tensorlib.nn.functional.normalization import counted_batch_norm
+from tensorlib.ops.normalization import normalize_p
 
 
 def values(*shape, seed=0, dtype="float64"):
@@ -165,6 +167,33 @@ def test_batch_norm_in_evaluation_uses_the_running_statistics(same_as_torch):
         libraries[sys.modules["torch"].nn.functional] = sys.modules["torch"]
     same_as_torch(lambda F, x, w, z: call(F, x, w, z, libraries[F]), x, w, z)
     assert gradcheck(lambda *a: call(F, *a, tl), (leaf(x), leaf(w), leaf(z)))
+
+
+@pytest.mark.parametrize("used", [(0,), (1,), (2,), (0, 1), (1, 2)], ids=str)
+@pytest.mark.parametrize("axes", [(0, 2), (1,)], ids=["kernel", "no kernel"])
+def test_gradients_of_some_of_the_outputs(axes, used):
+    x, w, z = leaf(values(3, 4, 5)), leaf(values(4, 1, seed=1)), leaf(values(4, 1, seed=2))
+
+    def call(x, w, z):
+        outs = normalize_p(x, w, z, axes=axes, eps=1e-5)
+        return tuple([outs[i].sin() for i in used])
+
+    inputs = (x, w, z) if 0 in used else (x,)
+    assert gradcheck(lambda *a: call(*a, *(w, z)[: 3 - len(a)]), inputs)
+    assert gradgradcheck(lambda *a: call(*a, *(w, z)[: 3 - len(a)]), inputs)
+
+
+def test_running_statistics_are_counted_with_whatever_there_is():
+    x, count = tl.tensor(values(6, 3).astype("float32")), tl.tensor(4)
+    for mean, var in ((tl.zeros(3), None), (None, tl.zeros(3)), (None, None)):
+        counted_batch_norm(x, mean, var, None, None, True, None, 1e-5, count)
+        share = 1 / float(count)
+        if mean is not None:
+            np.testing.assert_allclose(mean, x.mean(0) * share, rtol=1e-5)
+        if var is not None:
+            np.testing.assert_allclose(var, x.var(0) * share, rtol=1e-5)
+    counted_batch_norm(x[:0], None, None, None, None, True, None, 1e-5, count)
+    assert count.item() == 8
 
 
 def test_relu_in_place_after_batch_norm_keeps_the_gradient():

@@ -221,20 +221,39 @@ def gather(x: Any, indices: Any, kernel: Any, stride: Any, padding: Any, dilatio
     return out
 
 
-def sum_pool(x: Any, kernel: Any, stride: Any, padding: Any, shape: Any, scale: float = 1.0) -> Any:
+def shares(
+    shape: Any, size: Any, kernel: Any, stride: Any, padding: Any, counts_padding: bool | None
+) -> Any:
+    """The kernel's elements over those of each window that count."""
+    if counts_padding is None:
+        return np.ones(shape)
+    wide = [n + 2 * p * counts_padding for n, p in zip(size, padding, strict=True)]
+    margin = [p * (not counts_padding) for p in padding]
+    counts = np.zeros(shape)
+    for w, _, at in windows(shape, wide, kernel, stride, margin, [1] * len(shape)):
+        counts[w] += at is not None
+    return math.prod(kernel) / counts
+
+
+def sum_pool(
+    x: Any, kernel: Any, stride: Any, padding: Any, shape: Any, scale: float = 1.0,
+    counts_padding: bool | None = None,
+) -> Any:  # fmt: skip
     """scale · the sum of each window."""
     out = np.zeros((*x.shape[:2], *shape))
     for w, _, at in windows(shape, x.shape[2:], kernel, stride, padding, [1] * len(shape)):
         if at is not None:
             out[(..., *w)] += scale * x[(..., *at)]
-    return out
+    return out * shares(shape, x.shape[2:], kernel, stride, padding, counts_padding)
 
 
 def spread_pool(
-    x: Any, kernel: Any, stride: Any, padding: Any, shape: Any, scale: float = 1.0
-) -> Any:
+    x: Any, kernel: Any, stride: Any, padding: Any, shape: Any, scale: float = 1.0,
+    counts_padding: bool | None = None,
+) -> Any:  # fmt: skip
     """scale · the value of each window added to its elements."""
     out = np.zeros((*x.shape[:2], *shape))
+    x = x * shares(x.shape[2:], shape, kernel, stride, padding, counts_padding)
     for w, _, at in windows(x.shape[2:], shape, kernel, stride, padding, [1] * len(shape)):
         if at is not None:
             out[(..., *at)] += scale * x[(..., *w)]
@@ -246,6 +265,7 @@ POOLS = (
     ((5,), (3,), {"kernel": (2,), "stride": (2,), "padding": (1,), "dilation": (1,)}),
     ((4, 5), (3, 2), {"kernel": (2, 3), "stride": (1, 2), "padding": (0, 0), "dilation": (1, 1)}),
     ((5, 3), (3, 2), {"kernel": (2, 2), "stride": (1, 1), "padding": (0, 0), "dilation": (2, 1)}),
+    ((4, 3), (3, 2), {"kernel": (3, 2), "stride": (2, 2), "padding": (1, 0), "dilation": (1, 1)}),
     ((4, 4), (2, 2), {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0), "dilation": (1, 1)}),
     (
         (2, 3, 2),
@@ -275,6 +295,14 @@ def pools() -> dict[str, list[Case]]:
             found["spread_pool"].append(
                 Case((y,), spread_pool, {**plain, "shape": size}, tolerance=16)
             )
+            for counts in (False, True):
+                options = {**plain, "scale": 0.25, "counts_padding": counts}
+                found["sum_pool"].append(
+                    Case((x,), sum_pool, {**options, "shape": count}, tolerance=16)
+                )
+                found["spread_pool"].append(
+                    Case((y,), spread_pool, {**options, "shape": size}, tolerance=16)
+                )
     return found
 
 
@@ -316,7 +344,7 @@ def place_class(x: Any, target: Any, classes: int) -> Any:
 
 
 def cross_entropy(
-    x: Any, target: Any, weight: Any, scale: Any, smoothing: float = 0.0
+    x: Any, target: Any, weight: Any, scale: Any, smoothing: float = 0.0, single: bool = False
 ) -> tuple[Any, Any]:
     """(-log of the softmax at the target, log of the sum of exponentials)."""
     log_p = scipy.special.log_softmax(x, 1)
@@ -393,6 +421,16 @@ LOSSES = {
             ((2, 3, 2), TARGET, (1.0, 2.0, 0.5), 0.5, 0.25),
             ((2, 3, 2), TARGET, None, 2.0, 0.25),
         )
+    ]
+    + [
+        Case(
+            (Values((2, 3, 2)), TARGET, None, scale),
+            cross_entropy,
+            {"smoothing": 0.125, "single": True},
+            result=("wide", "wide"),
+            tolerance=16,
+        )
+        for scale in (None, 0.5)
     ]
     + [
         Case(

@@ -35,6 +35,7 @@ FILES: dict[str, str] = {
     "normalize": "normalization",
     "normalize_back": "normalization",
     "scale_channels": "normalization",
+    "track_statistics": "normalization",
     "random_words": "random",
     "random_uniform": "random",
     "random_normal": "random",
@@ -49,6 +50,11 @@ FILES: dict[str, str] = {
     "convolve": "conv",
     "convolve_data": "conv",
     "convolve_weight": "conv",
+    "max_pool": "pooling",
+    "window_scatter": "pooling",
+    "window_gather": "pooling",
+    "sum_pool": "pooling",
+    "spread_pool": "pooling",
     "optimize": "optimizers",
     "square_sums": "optimizers",
     "unscale": "optimizers",
@@ -113,15 +119,26 @@ def _heads_fit(arrays: tuple[Any, ...]) -> bool:
 
 
 def _is_spatial(arrays: tuple[Any, ...]) -> bool:
-    """Whether the convolution kernels take images of so many dimensions."""
+    """Whether the kernels of convolution and pooling take images of so many dimensions."""
     return arrays[0].ndim - 2 in (1, 2, 3)
+
+
+def _are_contiguous(arrays: tuple[Any, ...]) -> bool:
+    """Whether arrays that are written to in place lie as a kernel takes them."""
+    return all(x.flags.c_contiguous for x in arrays)
 
 
 # What a function needs beside the dtypes.
 _APPLIES: dict[str, Callable[[tuple[Any, ...]], bool]] = {
+    "track_statistics": _are_contiguous,
     "attention": _heads_fit,
     "attention_backward": _heads_fit,
     "convolve": _is_spatial,
     "convolve_data": _is_spatial,
     "convolve_weight": _is_spatial,
+    "max_pool": _is_spatial,
+    "window_scatter": _is_spatial,
+    "window_gather": _is_spatial,
+    "sum_pool": _is_spatial,
+    "spread_pool": _is_spatial,
 }

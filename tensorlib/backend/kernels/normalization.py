@@ -359,7 +359,8 @@ def normalize_back(
     g, x = contiguous(g), contiguous(x)
     out = np.empty(x.shape, x.dtype)
     dx, given = out.reshape(seen), (g.reshape(seen), x.reshape(seen))
-    flat = [contiguous(a).reshape(-1) for a in (mean, var, g_mean, g_var)]
+    given_or_0 = [np.zeros_like(mean) if a is None else a for a in (g_mean, g_var)]
+    flat = [contiguous(a).reshape(-1) for a in (mean, var, *given_or_0)]
     w = None if weight is None else contiguous(weight).reshape(-1)
     grain = 1 + GRAIN * mean.size // x.size
     if kind == "rows":

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..pool import parallel
+from ..windows import shortness
 from .compiler import Kernel, inline, kernel
 from .lanes import LANES, larger, on_lanes, plus
 from .local import local
@@ -483,9 +484,10 @@ def window_gather(
 
 
 def sum_pool(
-    x: Any, kernel_: Sizes, stride: Sizes, padding: Sizes, shape: Sizes, scale: float
-) -> Any:
-    """scale · the sum of each window."""
+    x: Any, kernel_: Sizes, stride: Sizes, padding: Sizes, shape: Sizes, scale: float,
+    counts_padding: bool | None = None,
+) -> Any:  # fmt: skip
+    """scale · the sum of each window, times its `shortness` if `counts_padding` is given."""
     out = np.empty((*x.shape[:2], *shape), x.dtype)
     if kernel_ == x.shape[2:] and not any(padding):
         _over_planes(plane_sums, x, _flat(x), out.reshape(-1), scale)
@@ -494,13 +496,22 @@ def sum_pool(
     else:
         how = _how(kernel_, stride, padding, (1,) * len(shape))
         _over_planes(window_sums, x, _boxes(x), _boxes(out), how, scale)
+    if counts_padding is not None:
+        short = shortness(x.shape[2:], shape, kernel_, stride, padding, counts_padding)
+        if short is not None:
+            out *= short.astype(x.dtype)
     return out
 
 
 def spread_pool(
-    g: Any, kernel_: Sizes, stride: Sizes, padding: Sizes, shape: Sizes, scale: float
-) -> Any:
-    """scale · the value of each window, added to all of its elements."""
+    g: Any, kernel_: Sizes, stride: Sizes, padding: Sizes, shape: Sizes, scale: float,
+    counts_padding: bool | None = None,
+) -> Any:  # fmt: skip
+    """The adjoint of `sum_pool`: each value, scaled likewise, at all elements of its window."""
+    if counts_padding is not None:
+        short = shortness(shape, g.shape[2:], kernel_, stride, padding, counts_padding)
+        if short is not None:
+            g = g * short.astype(g.dtype)
     out = np.empty((*g.shape[:2], *shape), g.dtype)
     if kernel_ == shape and not any(padding):
         _over_planes(fill_planes, out, _flat(g).reshape(-1), _flat(out), scale)

@@ -6,13 +6,17 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from tensorlib.amp.policy import FLOAT32, precision
 from tensorlib.autograd.core import apply
 from tensorlib.autograd.primitive import write_out
+from tensorlib.backend import array_device, at, get_backend
 from tensorlib.dtypes import HALF, finfo
 from tensorlib.errors import ArgumentTypeError, DtypeError, ShapeError
 from tensorlib.nn.functional.padding import pad
 from tensorlib.ops.normalization import normalize_p, scale_channels_p
+from tensorlib.ops.precision import wide
 from tensorlib.ops.transcendental import rsqrt
 
 
@@ -132,13 +136,48 @@ def rms_norm(
     return _normalize_last(input, shape, weight, None, eps, centred=False)
 
 
-def _blend(running: Any, batch: Any, momentum: float, correction: float = 1.0) -> None:
-    """running ← (1 - momentum) · running + momentum · correction · batch, in place."""
-    if running is not None:
-        array = running._array
-        update = batch._array.reshape(array.shape) * (momentum * correction)
-        array[...] = array * (1 - momentum) + update
-        running._bump()
+def _track(
+    running_mean: Any,
+    running_var: Any,
+    batches: Any,
+    mean: Any,
+    var: Any,
+    momentum: float | None,
+    correction: float,
+) -> None:
+    """running ← (1 - momentum) · running + momentum · batch, in place; on a GPU in one launch.
+
+    The batch's variance is multiplied by `correction` first. `batches`, if there is one, counts the
+    batch; a momentum of None is 1 / count.
+    """
+    written = [t for t in (running_mean, running_var, batches) if t is not None]
+    if not written:
+        return
+    if len({array_device(t._array) for t in written}) == 1:
+        b = get_backend(written[0]._array)
+        pair = [None if t is None else t._array for t in (running_mean, running_var)]
+        counted = batches is None or batches._array.dtype == np.int64
+        fused = b.kernel("track_statistics", *pair) if b.name == "cuda" and counted else None
+        if fused:
+            count = None if batches is None else batches._array
+            with at(pair[0]):
+                fused(*pair, count, mean._array, var._array, momentum, correction)
+            for t in written:
+                t._bump()
+            return
+    if batches is not None:
+        batches.add_(1)
+    if momentum is None:
+        momentum = 1.0 / float(batches)
+    for running, batch, share in (
+        (running_mean, mean, momentum),
+        (running_var, var, momentum * correction),
+    ):
+        if running is not None:
+            array = running._array
+            update = batch._array.reshape(array.shape) * share
+            array[...] = wide(array) * (1 - momentum) + update
+            running._bump()
 
 
 def batch_norm(
@@ -168,6 +207,26 @@ def batch_norm(
             running statistics outside training.
 
     Source: Ioffe & Szegedy 2015, "Batch normalization".
+    """
+    return counted_batch_norm(
+        input, running_mean, running_var, weight, bias, training, momentum, eps
+    )
+
+
+def counted_batch_norm(
+    input: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any,
+    bias: Any,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+    batches: Any = None,
+) -> Any:
+    """`batch_norm` that also counts the batches of training in `batches`, if that is given.
+
+    With a momentum of None the running statistics are the plain means over those batches.
     """
     shape = tuple(input.shape)
     if len(shape) < 2:
@@ -199,9 +258,9 @@ def batch_norm(
         out, mean, var = _normalize(
             input, (n, c, positions), weight, bias, (c, 1), (0, 2), eps
         )  # fmt: skip
-    if count:
-        _blend(running_mean, mean, momentum)
-        _blend(running_var, var, momentum, count / (count - 1))
+    if not count:
+        running_mean = running_var = None
+    _track(running_mean, running_var, batches, mean, var, momentum, count / (count - 1))
     return out
 
 
@@ -245,10 +304,9 @@ def instance_norm(
         )
     _check_affine("instance_norm", input, (c,), weight=weight, bias=bias)
     out, mean, var = _normalize(input, (n, c, positions), weight, bias, (c, 1), (2,), eps)
-    if running_mean is not None:
-        _blend(running_mean, mean.mean(0), momentum)
-    if running_var is not None:
-        _blend(running_var, var.mean(0), momentum, positions / max(positions - 1, 1))
+    if running_mean is not None or running_var is not None:
+        unbiased = positions / max(positions - 1, 1)
+        _track(running_mean, running_var, None, mean.mean(0), var.mean(0), momentum, unbiased)
     return out
 
 

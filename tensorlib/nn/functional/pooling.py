@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
-import numpy as np
-
-from ...autograd.core import apply, wrap
-from ...backend import get_backend
+from ...autograd.core import apply
 from ...backend.windows import Sizes
 from ...errors import ArgumentError, ShapeError
 from ...ops.activation import relu
@@ -264,23 +260,6 @@ def max_unpool3d(
 # --- averages -------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(256)
-def _ratio(
-    sizes: Sizes, shape: Sizes, kernel: Sizes, stride: Sizes, padding: Sizes, include: bool
-) -> Any:
-    """The kernel's size over the number that each sum is divided by; None where all are equal."""
-    total: Any = 1
-    for n, count, k, s, p in zip(sizes, shape, kernel, stride, padding, strict=True):
-        start = np.arange(count) * s - p
-        stop = np.minimum(start + k, n + p)
-        if not include:
-            start, stop = np.maximum(start, 0), np.minimum(stop, n)
-        total = np.multiply.outer(total, stop - start)
-    if (total == math.prod(kernel)).all():
-        return None
-    return math.prod(kernel) / total
-
-
 def _avg_pool(
     n: int,
     input: Any,
@@ -301,12 +280,9 @@ def _avg_pool(
     shape = _windows(name, tuple(x.shape[2:]), kernel, steps, pads, (1,) * n, ceil_mode)
     scale = 1 / (divisor_override or math.prod(kernel))
     options = {"kernel": kernel, "stride": steps, "padding": pads, "shape": shape, "scale": scale}
-    out = apply(sum_pool_p, (x,), options)
     if divisor_override is None:
-        ratio = _ratio(tuple(x.shape[2:]), shape, kernel, steps, pads, count_include_pad)
-        if ratio is not None:
-            b = get_backend(x._array)
-            out = out * wrap(b.asarray(ratio.astype(x._array.dtype)))
+        options["counts_padding"] = bool(count_include_pad)
+    out = apply(sum_pool_p, (x,), options)
     return out if had_batch else out.squeeze(0)
 
 

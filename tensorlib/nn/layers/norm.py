@@ -9,6 +9,7 @@ import tensorlib
 import tensorlib.nn.functional as F
 from tensorlib.errors import ArgumentError
 from tensorlib.nn import init
+from tensorlib.nn.functional.normalization import counted_batch_norm
 from tensorlib.nn.layers.sizes import tuple_of
 from tensorlib.nn.module import Module
 from tensorlib.nn.parameter import Parameter
@@ -107,21 +108,18 @@ class _BatchNorm(_Affine):
         if input.dim() not in self.allowed_dims:
             expected = " or ".join(f"{n}D" for n in self.allowed_dims)
             raise ArgumentError(f"expected {expected} input (got {input.dim()}D input)")
-        momentum = 0.0 if self.momentum is None else self.momentum
-        if self.training and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:
-                momentum = 1.0 / float(self.num_batches_tracked)
+        batches = self.num_batches_tracked if self.training else None
         uses_running = not self.training or self.track_running_stats
-        return F.batch_norm(
+        return counted_batch_norm(
             input,
             self.running_mean if uses_running else None,
             self.running_var if uses_running else None,
             self.weight,
             self.bias,
             self.training or self.running_mean is None,
-            momentum,
+            0.0 if batches is None and self.momentum is None else self.momentum,
             self.eps,
+            batches,
         )
 
     def extra_repr(self) -> str:

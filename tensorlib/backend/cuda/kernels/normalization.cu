@@ -38,7 +38,7 @@ KERNEL normalize_rows(const T* x, const W* weight, const W* bias, A* mean, A* va
     }
 }
 
-// A step of 0 means that one number stands for all rows.
+// A step of 0 means that one number stands for all rows, and no gradient of mean or variance 0.
 KERNEL normalize_rows_back(const T* g, const T* x, const W* weight, const A* mean, const A* var,
                            const A* g_mean, i64 mean_step, const A* g_var, i64 var_step, T* dx,
                            i64 rows, i64 n, double eps, i64 centred) {
@@ -52,8 +52,10 @@ KERNEL normalize_rows_back(const T* g, const T* x, const W* weight, const A* mea
             dot += h * (widen(b) - middle);
         });
         Pair<A> both = row_sums(sum, dot);
-        A slope = (A(2) * g_var[row * var_step] - scale * scale * scale * both.second) / (A)n;
-        A shift = centred ? (g_mean[row * mean_step] - scale * both.first) / (A)n : A(0);
+        A of_var = g_var ? A(2) * g_var[row * var_step] : A(0);
+        A of_mean = g_mean ? g_mean[row * mean_step] : A(0);
+        A slope = (of_var - scale * scale * scale * both.second) / (A)n;
+        A shift = centred ? (of_mean - scale * both.first) / (A)n : A(0);
         map(grad, from, dx + row * n, n, [&](A a, A b, i64 j) {
             A h = weight ? a * (A)widen(weight[j]) : a;
             return scale * h + (b - middle) * slope + shift;

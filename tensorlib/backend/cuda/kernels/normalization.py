@@ -98,6 +98,13 @@ def _rows(x: Layout, itemsize: int) -> launch.Grid:
     return launch.rows(x.planes, x.positions, 16 // itemsize)
 
 
+def _writing(seen: Layout, x: Any) -> tuple[bool, launch.Grid]:
+    """Whether x is written by planes (else by elements, across planes), and the grid for it."""
+    by_rows = seen.positions >= NARROW
+    grid = _rows(seen, x.itemsize) if by_rows else launch.elements(x.size, 16 // x.itemsize)
+    return by_rows, grid
+
+
 def normalize(
     x: Any, weight: Any, bias: Any, axes: Shape, eps: float, centred: bool,
     shape: Shape | None = None, affine: Shape | None = None,
@@ -117,8 +124,7 @@ def normalize(
         )  # fmt: skip
         return out, mean, var
     _moments(x, mean, var, seen, types, flag)
-    by_rows = seen.positions >= NARROW
-    grid = _rows(seen, x.itemsize) if by_rows else launch.elements(x.size)
+    by_rows, grid = _writing(seen, x)
     launch.start(
         "planes", "normalize_planes" if by_rows else "normalize_each", types, grid, x, weight,
         bias, mean, var, out, seen.planes, seen.positions, seen.apart, seen.groups,
@@ -176,14 +182,17 @@ def normalize_back(
     axes: Shape, eps: float, centred: bool, shape: Shape | None = None,
     affine: Shape | None = None,
 ) -> tuple[Any, Any, Any] | None:  # fmt: skip
-    """The gradients of x, weight and bias (if there are any); None where no kernel fits."""
+    """The gradients of x, weight and bias (if there are any); None where no kernel fits.
+
+    Those of mean and variance may be None, which stands for 0.
+    """
     seen, _ = _find(x, weight, bias, axes, shape, affine)
     if seen is None:
         return None
     wide, x, g = accumulator(x.dtype), contiguous(x), typed(g, x.dtype)
     weight, bias = (None if a is None else contiguous(a) for a in (weight, bias))
     mean, var = typed(mean, wide), typed(var, wide)
-    given = (*steps(g_mean, wide), *steps(g_var, wide))
+    given = [v for a in (g_mean, g_var) for v in ((None, 0) if a is None else steps(a, wide))]
     run = _rows_back if seen.kind == "rows" else _planes_back
     return run(g, given, x, weight, bias, mean, var, seen, float(eps), int(centred))
 
@@ -247,8 +256,7 @@ def _planes_back(
         dw = None if weight is None else typed(dots, weight.dtype).reshape(weight.shape)
         db = None if bias is None else typed(sums, bias.dtype).reshape(bias.shape)
     dx = xp.empty(x.shape, x.dtype)
-    by_rows = seen.positions >= NARROW
-    grid = _rows(seen, x.itemsize) if by_rows else launch.elements(x.size)
+    by_rows, grid = _writing(seen, x)
     launch.start(
         "planes", "normalize_planes_back" if by_rows else "normalize_each_back", types, grid, g, x,
         weight, mean, var, slope, shift, dx, seen.planes, seen.positions, apart, groups, size, eps,
@@ -264,10 +272,33 @@ def scale_channels(x: Any, scale: Any, shift: Any) -> Any:
     if not x.size:
         return out
     n, channels, positions = x.shape[0], x.shape[1], math.prod(x.shape[2:])
-    by_rows = positions >= NARROW
-    grid = launch.rows(n * channels, positions, 4) if by_rows else launch.elements(x.size)
+    by_rows, grid = _writing(Layout("planes", n * channels, positions, 1, channels), x)
     launch.start(
         "planes", "scale_planes" if by_rows else "scale_each", (x.dtype, scale.dtype), grid, x,
         scale, shift, out, n * channels, positions, channels,
     )  # fmt: skip
     return out
+
+
+def track_statistics(
+    running_mean: Any, running_var: Any, batches: Any, mean: Any, var: Any,
+    momentum: float | None, correction: float,
+) -> None:  # fmt: skip
+    """Take a batch into running statistics, and count it, in place.
+
+    Args:
+        running_mean: (C), contiguous.
+        running_var: (C), contiguous, of the same dtype.
+        batches: The count, an int64; or None.
+        mean: Of the batch, C elements.
+        var: The same.
+        momentum: The share of the batch; None for 1 / count.
+        correction: What the batch's variance is multiplied by.
+    """
+    wide, channels = accumulator(running_mean.dtype), running_mean.size
+    launch.start(
+        "planes", "track_statistics", (running_mean.dtype,) * 2,
+        launch.items(1, (launch.width(channels), 1)), running_mean, running_var, batches,
+        typed(mean, wide), typed(var, wide), channels, float(momentum or 0.0), float(correction),
+        int(momentum is None),
+    )  # fmt: skip
