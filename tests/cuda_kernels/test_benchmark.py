@@ -93,7 +93,13 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.soak] * (name in ("attention", "cross_entropy")))
+        for name in SMALL
+    ],
+)
 def test_cases_run_and_are_compared(on_cpu, name):
     variants = {"tensorlib": (on_cpu, gpu.plain), "again": (on_cpu, gpu.plain)}
     figures = gpu.measure(SMALL[name], variants, 0.001)

@@ -45,7 +45,8 @@ def files(*names: str) -> list[Path]:
 @pytest.mark.parametrize(
     ("hosts", "size", "more"),
     [
-        pytest.param(EVEN, 4, MORE_TESTS, id="even"),
+        pytest.param(EVEN, 4, [], id="even"),
+        pytest.param(EVEN, 4, MORE_TESTS, id="more", marks=pytest.mark.soak),
         pytest.param(UNEVEN, 4, [], id="uneven", marks=pytest.mark.soak),
         pytest.param(ALTERNATING, 4, [], id="alternating", marks=pytest.mark.soak),
     ],
@@ -57,9 +58,8 @@ def test_on_hosts(
 
 
 @pytest.mark.mpi_skip
-@pytest.mark.parametrize(
-    ("hosts", "size"), [pytest.param(EVEN, 4, marks=pytest.mark.soak), (UNEVEN, 4)]
-)
+@pytest.mark.soak
+@pytest.mark.parametrize(("hosts", "size"), [(EVEN, 4), (UNEVEN, 4)])
 def test_the_bits_do_not_depend_on_the_hosts(
     hosts: str, size: int, run_ranks: RunRanks, tmp_path: Path
 ) -> None:

@@ -35,7 +35,6 @@ def one_process(run_process, tmp_path: Path, which: str) -> str:
     ("which", "runs"),
     [
         ("cnn", [("shared_memory", 3), ("mpi", 2)]),
-        ("gpt", [("shared_memory", 4)]),
         *(
             pytest.param(
                 which,
