@@ -16,6 +16,7 @@ from tensorlib.distributed.process_group import Group, is_initialized, member
 from tensorlib.distributed.reduction import ReduceOp
 from tensorlib.errors import ArgumentError
 from tensorlib.nn import Module
+from tensorlib.nn.functional.normalization import track_statistics
 from tensorlib.nn.layers.norm import _BatchNorm
 from tensorlib.tensor import Tensor
 
@@ -119,21 +120,12 @@ class SyncBatchNorm(_BatchNorm):
             out = out * self.weight.view(shape)
         if self.bias is not None:
             out = out + self.bias.view(shape)
-        self._track(sums[:-1].detach() / count, var.detach() * (count / (count - 1)))
+        mean, unbiased = sums[:-1].detach() / count, var.detach() * (count / (count - 1))
+        batches = self.num_batches_tracked
+        track_statistics(
+            self.running_mean, self.running_var, batches, mean, unbiased, self.momentum, 1.0
+        )
         return out.to(input.dtype)
-
-    def _track(self, mean: Tensor, var: Tensor) -> None:
-        """Take the batch into the running statistics."""
-        if self.running_mean is None or self.running_var is None:
-            return
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        momentum = self.momentum
-        if momentum is None:
-            momentum = 1.0 / float(self.num_batches_tracked)
-        with tl.no_grad():
-            for running, new in ((self.running_mean, mean), (self.running_var, var)):
-                running.add_(momentum * (new.to(running.dtype) - running))
 
     @classmethod
     def convert_sync_batchnorm(cls, module: Module, process_group: Group = None) -> Module:

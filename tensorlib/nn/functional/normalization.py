@@ -136,7 +136,7 @@ def rms_norm(
     return _normalize_last(input, shape, weight, None, eps, centred=False)
 
 
-def _track(
+def track_statistics(
     running_mean: Any,
     running_var: Any,
     batches: Any,
@@ -260,7 +260,7 @@ def counted_batch_norm(
         )  # fmt: skip
     if not count:
         running_mean = running_var = None
-    _track(running_mean, running_var, batches, mean, var, momentum, count / (count - 1))
+    track_statistics(running_mean, running_var, batches, mean, var, momentum, count / (count - 1))
     return out
 
 
@@ -306,7 +306,9 @@ def instance_norm(
     out, mean, var = _normalize(input, (n, c, positions), weight, bias, (c, 1), (2,), eps)
     if running_mean is not None or running_var is not None:
         unbiased = positions / max(positions - 1, 1)
-        _track(running_mean, running_var, None, mean.mean(0), var.mean(0), momentum, unbiased)
+        track_statistics(
+            running_mean, running_var, None, mean.mean(0), var.mean(0), momentum, unbiased
+        )
     return out
 
 
