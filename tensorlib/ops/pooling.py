@@ -205,7 +205,7 @@ def _shortness(
     if counts_padding is None:
         return None
     short = shortness(tuple(sizes), tuple(windows), kernel, stride, padding, counts_padding)
-    return None if short is None else b.asarray(short.astype(x.dtype))
+    return None if short is None else b.constant(short.astype(x.dtype))
 
 
 def _add_taps(axis: int, elements: Any, windows: Any, sizes: tuple[int, ...], spread: bool) -> None:
