@@ -58,10 +58,10 @@ def test_places_that_are_not_there_end_the_launch(emulator):
     x, values = np.zeros((4, 8), np.float32), np.ones((1, 8), np.float32)
     for place in (4, -5, 1 << 40):
         index = np.array([place])
-        for start in (
-            lambda: indexing.take(x, 0, index),  # noqa: B023
-            lambda: indexing.gather(x, 0, np.full((1, 8), place)),  # noqa: B023
-            lambda: indexing.add_rows(x, 0, index, values),  # noqa: B023
+        for function, *given in (
+            (indexing.take, index),
+            (indexing.gather, np.full((1, 8), place)),
+            (indexing.add_rows, index, values),
         ):
             with pytest.raises(RuntimeError, match="a trap"):
-                start()
+                function(x, 0, *given)

@@ -46,7 +46,10 @@ def test_the_frontend_is_told_where_the_cuda_runtime_is(monkeypatch):
     name, seen = "CUDNN_FRONTEND_CUDART_LIB_NAME", []
     monkeypatch.setenv(name, "")  # and taken back afterwards
     monkeypatch.delenv(name)
-    load = lambda library: types.SimpleNamespace(abs_path=f"/site-packages/lib{library}.so.13")  # noqa: E731
+
+    def load(library):
+        return types.SimpleNamespace(abs_path=f"/site-packages/lib{library}.so.13")
+
     pathfinder = types.SimpleNamespace(load_nvidia_dynamic_lib=load)
     frontend = types.SimpleNamespace(
         create_handle=lambda: seen.append(os.environ[name]), destroy_handle=lambda handle: None

@@ -6,6 +6,7 @@ The GPU is the stand-in for CuPy, NCCL a stand-in that moves memory over MPI; bo
 import os
 import threading
 import time
+import weakref
 from datetime import timedelta
 from typing import Any
 
@@ -83,9 +84,15 @@ def test_the_host_waits_for_no_gpu(world, cupy) -> None:
         assert work.is_completed()
 
 
-def test_memory_is_kept_until_the_transfer_is_done(world, cupy) -> None:
-    import weakref
+def check_let_go_when_done(group, gone) -> None:
+    """What a weak reference shows is alive until the GPU is done."""
+    assert gone() is not None
+    fake_nccl.settings.hangs = False
+    watchdog.look(group.carrier.lane)
+    assert gone() is None
 
+
+def test_memory_is_kept_until_the_transfer_is_done(world, cupy) -> None:
     with made(world) as group:
         group.all_reduce(cupy.zeros(1)).wait()
         fake_nccl.settings.hangs = True
@@ -94,10 +101,7 @@ def test_memory_is_kept_until_the_transfer_is_done(world, cupy) -> None:
         group.all_reduce(mine).wait()
         del mine
         time.sleep(0.3)  # the watchdog looks, and sees that it is not done
-        assert gone() is not None
-        fake_nccl.settings.hangs = False
-        watchdog.look(group.carrier.lane)
-        assert gone() is None
+        check_let_go_when_done(group, gone)
 
 
 def test_a_callback_runs_behind_the_transfer(world, cupy) -> None:
@@ -288,8 +292,6 @@ def test_a_call_of_nccl_that_never_returns_is_aborted(world, cupy, capfd) -> Non
 
 
 def test_a_callback_of_a_finished_transfer_keeps_its_memory(world, cupy) -> None:
-    import weakref
-
     with made(world) as group:
         mine = cupy.ones(4)
         work = group.all_reduce(mine)
@@ -300,10 +302,7 @@ def test_a_callback_of_a_finished_transfer_keeps_its_memory(world, cupy) -> None
         gone = weakref.ref(half)
         work.then(lambda half=half: np.multiply(mine, half, out=mine))
         del work, half
-        assert gone() is not None
-        fake_nccl.settings.hangs = False
-        watchdog.look(group.carrier.lane)
-        assert gone() is None
+        check_let_go_when_done(group, gone)
 
 
 def test_a_rank_that_does_not_come_is_named(world, cupy) -> None:
