@@ -259,6 +259,11 @@ static inline float __uint_as_float(unsigned x) {
     memcpy(&out, &x, 4);
     return out;
 }
+static inline long long __double_as_longlong(double x) {
+    long long bits;
+    memcpy(&bits, &x, sizeof x);
+    return bits;
+}
 static inline unsigned __float_as_uint(float x) {
     unsigned out;
     memcpy(&out, &x, 4);

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tensorlib.backend.cuda import capture, fused, launch, nvrtc
+from tensorlib.backend.cuda.kernels import sorting
 from tensorlib.errors import DeviceError
 
 ARCHITECTURES = (80, 90, 100)
@@ -39,12 +40,17 @@ def instances(file):
         return sorted({(*pair, w) for x, w in wides for pair in ((x, x), (x, w), (w, x))})
     if file == "convert":
         return list(itertools.product(FLOATS, repeat=2))
-    if file in ("normalization", "planes"):
+    if file in ("normalization", "planes", "channels"):
         return [(x, w) for x, w in itertools.product(FLOATS, repeat=2) if w in (x, "float32")]
     if file == "pooling":
         return list(itertools.product(FLOATS, ("uint8", "int32"), (32, 64)))
     if file == "pool_sums":
         return list(itertools.product(FLOATS, (32, 64)))
+    if file == "transpose":
+        return [(t,) for t in ("uint8", "bfloat16", "float32", "float64")]
+    if file == "sorting":
+        kinds = (*FLOATS, "bool", "int32", "int64", "uint64", "uint8")
+        return list(itertools.product(kinds, (sorting.SMALLEST, sorting.TILE)))
     return [(x,) for x in FLOATS]
 
 
@@ -73,7 +79,7 @@ def test_rows(count, length):
 def test_names_are_those_of_the_cpu():
     from tensorlib.backend.fused import FILES as CPU
 
-    beyond = {"square_sums", "unscale", "track_statistics"}
+    beyond = {"argsort", "square_sums", "unscale", "track_statistics"}
     assert set(fused.FILES) - beyond <= set(CPU)
     assert all(fused.find(name, ()) is not None for name in fused.FILES)
 

@@ -129,6 +129,35 @@ def test_products_convolution_and_attention_are_captured():
         np.testing.assert_allclose(out.cpu().float().numpy(), wanted, rtol=1e-2, atol=1e-2)
 
 
+def test_sorting_is_captured(deterministic):
+    x = tl.randn(3, 5000, device="cuda")
+    table = tl.randn(9, 4, device="cuda", requires_grad=True)
+    index = tl.randint(9, (50,), device="cuda")
+
+    def run():
+        table.grad = None
+        F.embedding(index, table).square().sum().backward()
+        return x.sort(), x.topk(7), table.grad
+
+    for _ in range(2):  # kernels are there
+        (values, places), top, gradient = run()
+    g = tl.cuda.CUDAGraph()
+    with tl.cuda.graph(g):
+        again = run()
+    g.replay()
+    np.testing.assert_array_equal(values.cpu().numpy(), np.sort(x.cpu().numpy()))
+    for a, b in zip((places, values, top.indices), (*again[0][::-1], again[1][1]), strict=True):
+        np.testing.assert_array_equal(a.cpu().numpy(), b.cpu().numpy())
+    np.testing.assert_array_equal(gradient.cpu().numpy(), again[2].cpu().numpy())
+
+
+@pytest.fixture
+def deterministic():
+    tl.use_deterministic_algorithms(True)
+    yield
+    tl.use_deterministic_algorithms(False)
+
+
 def test_graphed_callables_train_as_plain_ones():
     results = []
     for replayed in (False, True):

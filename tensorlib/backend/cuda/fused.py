@@ -42,6 +42,7 @@ FILES: dict[str, str] = {
     "random_integers": "random",
     "random_order": "random",
     "dropout": "random",
+    "argsort": "sorting",
     "take": "indexing",
     "gather": "indexing",
     "add_rows": "indexing",

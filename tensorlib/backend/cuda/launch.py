@@ -34,7 +34,7 @@ FOLDER = Path(__file__).parent / "kernels"
 OPTIONS = ("--std=c++17", "--device-as-default-execution-space")
 C_TYPES = {
     "float32": "float", "float64": "double", "float16": "float16", "bfloat16": "bfloat16",
-    "bool": "bool", "int64": "i64", "int32": "int", "uint8": "unsigned char",
+    "bool": "bool", "int64": "i64", "int32": "int", "uint8": "unsigned char", "uint64": "u64",
 }  # fmt: skip
 THREADS = 256  # of a block, unless a kernel wants otherwise
 _MOST_BLOCKS = 1 << 20  # of kernels whose threads loop with the grid's stride

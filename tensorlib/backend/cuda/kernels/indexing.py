@@ -10,6 +10,7 @@ import numpy as np
 from ....execution import are_deterministic_algorithms_enabled
 from .. import launch
 from .arrays import INT64, accumulator, contiguous, split_at, typed
+from .sorting import argsort
 
 
 def take(x: Any, dim: int, index: Any) -> Any:
@@ -64,7 +65,8 @@ def add_rows(out: Any, dim: int, index: Any, values: Any) -> None:
         keys = xp.empty(index.size, np.int64)
         launch.start("indexing", "sort_keys", types, launch.elements(index.size), index, keys, n,
                      index.size)  # fmt: skip
-        launch.start("indexing", "add_sorted", types, grid, out, xp.sort(keys), values, *sizes)
+        keys = keys[argsort(keys, 0, False)]
+        launch.start("indexing", "add_sorted", types, grid, out, keys, values, *sizes)
         return
     wide = accumulator(out.dtype)
     sums = out if wide == out.dtype else xp.zeros(math.prod(out.shape), wide)
