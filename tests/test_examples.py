@@ -1,12 +1,15 @@
 """The examples do what their first lines say."""
 
 import re
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
 
 import tensorlib as tl
+
+from . import strict_cupy
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TLRUN = [sys.executable, "-m", "tensorlib.launch", "-n", "2"]
@@ -31,29 +34,35 @@ def test_digits_on_two_workers(run_process, tmp_path):
     assert "359 held-out images" in done.stdout and "2 worker(s)" in done.stdout
 
 
+SENTENCE = "to be or not to be, that is the question.\n"
+SMALL = ["--lr", "0.01", "--sample", "20", "--steps", "100", "--context", "16", "--width", "32",
+         "--depth", "1", "--heads", "2"]  # fmt: skip
+
+
+def check_char_gpt(printed):
+    """It learned the sentence, and wrote with its letters."""
+    losses = [float(x) for x in re.findall(r"held-out loss ([\d.]+)", printed)]
+    assert len(losses) == 3 and losses[-1] < 0.5 * losses[0]
+    sample = printed.rpartition("chars/s\n")[2].replace("[0] ", "")
+    assert len(sample) >= 20 and set(sample) <= set(SENTENCE)
+
+
 def test_char_gpt_learns_from_a_file_and_writes(run_process, tmp_path):
     text = tmp_path / "text.txt"
-    text.write_text("to be or not to be, that is the question.\n" * 400)
-    small = ["--steps", "100", "--context", "16", "--width", "32", "--depth", "1", "--heads", "2"]
-    done = run_process(
-        [
-            *TLRUN,
-            EXAMPLES / "char_gpt.py",
-            "--text",
-            text,
-            "--lr",
-            "0.01",
-            "--sample",
-            "20",
-            *small,
-        ],
-        timeout_s=120,
-        check=True,
-    )
-    losses = [float(x) for x in re.findall(r"held-out loss ([\d.]+)", done.stdout)]
-    assert len(losses) == 3 and losses[-1] < 0.5 * losses[0]
-    sample = done.stdout.rpartition("chars/s\n")[2].removeprefix("[0] ")
-    assert len(sample) >= 20 and set(sample.replace("[0] ", "")) <= set(text.read_text())
+    text.write_text(SENTENCE * 400)
+    command = [*TLRUN, EXAMPLES / "char_gpt.py", "--text", text, *SMALL]
+    check_char_gpt(run_process(command, timeout_s=120, check=True).stdout)
+
+
+@pytest.mark.soak
+def test_char_gpt_on_the_stand_in_for_a_gpu(tmp_path, monkeypatch, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text(SENTENCE * 400)
+    monkeypatch.setattr(sys, "argv", ["char_gpt.py", "--text", str(text), *SMALL])
+    monkeypatch.setattr(tl.cuda, "graph", lambda step: step)  # which the stand-in has not
+    with strict_cupy.installed():
+        runpy.run_path(str(EXAMPLES / "char_gpt.py"), run_name="__main__")
+    check_char_gpt(capsys.readouterr().out)
 
 
 @pytest.mark.soak
