@@ -1,11 +1,9 @@
 """The parameters of fully_shard: each one's rows and its whole, and how they travel.
 
-Whole parameters live at one address for ever; freeing gives their pages back to the system and
-leaves the address. What backward has saved therefore refers to them by plain arrays, which are
-filled again before backward reaches them.
+On a GPU what a message brings lies in memory that the caller's stream has made: the lane on which
+it travels must not be the one to which that goes back.
 """
 
-import mmap
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import accumulate
@@ -13,14 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from tensorlib.backend import array_device, at
 from tensorlib.distributed.communicator import Communicator
-from tensorlib.distributed.reduction import Array, ReduceOp
+from tensorlib.distributed.reduction import Array, ReduceOp, namespace
+from tensorlib.distributed.rooms import room_for
 from tensorlib.distributed.sharding import Rows, ShardedParameter, Sharding, sharded
 from tensorlib.distributed.work import Work
 from tensorlib.errors import DtypeError
 from tensorlib.nn import Parameter
 
 _SMALL_BYTES = 1 << 18  # below, a message of its own costs more than being copied
+_ALIGNMENT = 16  # elements; of parameters in one message on a GPU, whose kernels read 16 bytes
 
 
 class Shard:
@@ -33,10 +34,12 @@ class Shard:
         dtype: the dtype of the whole while it computes; None: the parameter's.
 
     Attributes:
-        whole: the whole parameter; its pages exist while the unit computes.
+        whole: the whole parameter; its memory exists while the unit computes.
         packed: the same memory, a row for each rank, the last ones filled up.
         local: this rank's rows.
         chunk: the elements of a rank.
+        size: the elements of the whole.
+        dtype: its dtype.
     """
 
     local: Array
@@ -47,15 +50,14 @@ class Shard:
         array = parameter._array
         self.name, self.parameter = name, parameter
         self.rows = Rows.even(communicator, array.shape)
-        compute = dtype.numpy if dtype and parameter.is_floating_point() else array.dtype
+        self.dtype = dtype.numpy if dtype and parameter.is_floating_point() else array.dtype
         self._width = array.size // max(self.rows.bounds[-1], 1)
         self.chunk = self.rows.bounds[1] * self._width
-        count = communicator.size * self.chunk
-        length = max(count * compute.itemsize, 1)
-        self._pages = mmap.mmap(-1, -(-length // mmap.PAGESIZE) * mmap.PAGESIZE)
-        filled = np.frombuffer(self._pages, compute, count)
-        self.whole = filled[: array.size].reshape(array.shape)
-        self.packed = filled.reshape(communicator.size, self.chunk)
+        self._room = room_for(communicator.size * self.chunk, self.dtype, array)
+        self.size = array.size
+        self._filled: Array = None
+        self.whole: Array = None
+        self.packed: Array = None
         self._sum: Array | None = None  # of the gradients' rows in this and earlier backwards
         self._unsent: Array | None = None  # whole gradients that are not to be sent yet
 
@@ -75,14 +77,23 @@ class Shard:
         array = self.parameter._array
         if array is self.local or array is self.whole:
             return
-        if array.dtype != self.local.dtype or array.shape != self.local.shape:
+        found = [(a.dtype, a.shape, array_device(a)) for a in (self.local, array)]
+        if found[0] != found[1]:
+            was, now = (f"{kind.name}{list(shape)} on {where}" for kind, shape, where in found)
             raise DtypeError(
-                f"fully_shard: {self.name} was {self.local.dtype.name}{list(self.local.shape)} and "
-                f"is now {array.dtype.name}{list(array.shape)}; convert the module before "
-                "fully_shard, and load values with load_state_dict(assign=False)"
+                f"fully_shard: {self.name} was {was} and is now {now}; convert and move the module "
+                "before fully_shard, and load values with load_state_dict(assign=False)"
             )
         self.local[...] = array
         self.parameter._array = self.local
+
+    def open(self) -> None:
+        """Make room for the whole parameter."""
+        filled, rows = self._room.open(), self.rows
+        if filled is not self._filled:
+            self._filled = filled
+            self.whole = filled[: self.size].reshape(rows.shape)
+            self.packed = filled.reshape(rows.communicator.size, self.chunk)
 
     def show_whole(self) -> None:
         """Let the module compute with the whole parameter."""
@@ -94,8 +105,15 @@ class Shard:
             self.parameter._array = self.local
 
     def free(self) -> None:
-        """Give the whole parameter's pages back."""
-        self._pages.madvise(mmap.MADV_REMOVE)
+        """Give the whole parameter's memory back."""
+        self._room.free()
+        if self.on_gpu:
+            self._filled = self.whole = self.packed = None
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it is in a GPU's memory."""
+        return not isinstance(self.local, np.ndarray)
 
     # Gradients. During backward the parameter's gradient is that of the whole, of this rank.
 
@@ -121,9 +139,8 @@ class Shard:
         return [part.reshape(-1) for part in parts if part is not None]
 
     def add(self, reduced: Array) -> None:
-        """Add this rank's rows of an average to the gradient."""
+        """Add this rank's rows of an average, in their dtype, to the gradient."""
         rows = reduced[: self.local.size].reshape(self.local.shape)
-        rows = rows.astype(self.local.dtype, copy=False)
         if self._sum is None:
             self._sum = rows
         else:
@@ -157,10 +174,13 @@ class Bundle:
     def __init__(self, shards: list[Shard], communicator: Communicator, reduce_dtype: Any) -> None:
         self._shards, self._communicator = shards, communicator
         self._alone = len(shards) == 1
-        self._starts = [0, *accumulate(shard.chunk for shard in shards)]
-        compute = shards[0].packed.dtype
-        self.reduce_dtype = reduce_dtype.numpy if reduce_dtype else compute
-        self._mine = communicator.empty(self._starts[-1], shards[0].parameter._array)
+        first = shards[0].parameter._array
+        self._on_gpu = not isinstance(first, np.ndarray)
+        unit = _ALIGNMENT if self._on_gpu and not self._alone else 1
+        self._starts = [0, *accumulate(-(-shard.chunk // unit) * unit for shard in shards)]
+        self.reduce_dtype = reduce_dtype.numpy if reduce_dtype else shards[0].dtype
+        self._xp = namespace(first)
+        self._mine = communicator.empty(self._starts[-1], first)
         self._mine[...] = 0
         for shard, start in zip(shards, self._starts, strict=False):
             shard.settle(self._mine[start : start + shard.chunk])
@@ -168,15 +188,20 @@ class Bundle:
 
     def gather(self) -> Work:
         """Start to bring the whole parameters here."""
+        with at(self._mine):
+            return self._gather()
+
+    def _gather(self) -> Work:
         for shard in self._shards:
             shard.check()
+            shard.open()
         sent, first = self._mine, self._shards[0]
-        if sent.dtype != first.packed.dtype:
+        if sent.dtype != first.dtype:
             sent = self._communicator.empty(sent.size, first.packed)
             sent[...] = self._mine
         packed = first.packed
         if not self._alone:
-            packed = np.empty((self._communicator.size, sent.size), sent.dtype)
+            packed = self._xp.empty((self._communicator.size, sent.size), sent.dtype)
         work = self._communicator.all_gather(packed, sent, "unshard")
         work.label = f"from {first.name}"
         return work if self._alone else work.then(partial(self._unpack, packed))
@@ -206,46 +231,82 @@ class Bundle:
         gradients = [shard.take_gradient() for shard in self._shards]
         if not any(gradients) and not (empty and self._awaited):
             return None
-        size, total = self._communicator.size, self._starts[-1]
-        length = total if self._alone else total + len(self._shards)
-        sent = self._communicator.empty(size * length, np.empty(0, self.reduce_dtype))
-        packed = sent.reshape(size, length)
-        for shard, start, parts in zip(self._shards, self._starts, gradients, strict=False):
-            # Rows are in a row only if there is nothing beside them.
-            flat = sent if self._alone else np.empty(size * shard.chunk, sent.dtype)
-            flat[shard.whole.size if parts else 0 :] = 0
-            for i, part in enumerate(parts):
-                if i:
-                    flat[: part.size] += part.astype(flat.dtype, copy=False)
-                else:
-                    flat[: part.size] = part
-            if not self._alone:
-                packed[:, start : start + shard.chunk] = flat.reshape(size, shard.chunk)
-        if not self._alone:
-            packed[:, total:] = [bool(parts) for parts in gradients]
-        out = np.empty(length, sent.dtype)
+        with at(self._mine):
+            return self._send(gradients, divisor)
+
+    def _send(self, gradients: list[list[Array]], divisor: float | None) -> Work:
+        used = np.array([bool(parts) for parts in gradients], np.int32)
+        packed = self._packed(gradients, used)
+        if self._on_gpu and not self._alone:  # to look for it in the message would be to wait
+            self._communicator.all_reduce(used)
+        length, local = packed.shape[1], self._shards[0].local
+        out = self._xp.empty(length, packed.dtype)
+        rows = out if out.dtype == local.dtype else self._xp.empty(length, local.dtype)
         op = ReduceOp.AVG if divisor is None else ReduceOp.SUM
         work = self._communicator.reduce_scatter(out, packed, op)
         work.label = f"gradients from {self._shards[0].name}"
-        return work.then(partial(self._keep, out, divisor))
+        return work.then(partial(self._keep, out, rows, used, divisor))
 
-    def _keep(self, out: Array, divisor: float | None) -> None:
+    def _packed(self, gradients: list[list[Array]], used: Array) -> Array:
+        """The gradients as a message: a row for each rank."""
+        size, total = self._communicator.size, self._starts[-1]
+        if self._alone and len(gradients[0]) == 1:
+            (given,) = gradients[0]
+            fits = given.size == size * total and given.dtype == self.reduce_dtype
+            if self._on_gpu and fits:
+                return given.reshape(size, total)
+        length = total if self._alone or self._on_gpu else total + len(self._shards)
+        like = self._xp.empty(0, self.reduce_dtype)
+        sent = self._communicator.empty(size * length, like)
+        packed = sent.reshape(size, length)
+        if together := self._on_gpu and not self._alone:
+            sent.fill(0)  # by one launch
+        for shard, start, parts in zip(self._shards, self._starts, gradients, strict=False):
+            columns = packed[:, start : start + shard.chunk]
+            if not together and (not parts or shard.size < columns.size):
+                columns[...] = 0
+            for i, part in enumerate(parts):
+                _write(columns, part, adds=i > 0)
+        if length > total:
+            packed[:, total:] = used
+        return packed
+
+    def _keep(self, out: Array, rows: Array, used: Array, divisor: float | None) -> None:
         total = self._starts[-1]
-        there = [True] if self._alone else out[total:] != 0
+        there = used > 0
+        if not self._on_gpu and not self._alone:
+            there = out[total:] != 0
+        elif self._alone:
+            there = np.array([True])
+        if rows is not out:
+            rows[...] = out
         if divisor is not None:
-            out /= divisor
-        for shard, start, used in zip(self._shards, self._starts, there, strict=False):
-            if used:
-                shard.add(out[start : start + shard.chunk])
+            rows /= divisor
+        for shard, start, found in zip(self._shards, self._starts, there, strict=False):
+            if found:
+                shard.add(rows[start : start + shard.chunk])
+
+
+def _write(rows: Array, flat: Array, adds: bool) -> None:
+    """Write a vector into the first places of a matrix, or add it."""
+    width = max(rows.shape[1], 1)
+    count = flat.size // width
+    full = flat[: count * width].reshape(count, width)
+    rest = flat[count * width :]
+    for target, part in ((rows[:count], full), (rows[count : count + 1, : rest.size], rest)):
+        if part.size and adds:
+            target += part.astype(target.dtype, copy=False)
+        elif part.size:
+            target[...] = part
 
 
 def bundled(shards: Iterable[Shard]) -> Iterator[list[Shard]]:
     """The large parameters one by one, then the small ones, those of one dtype together."""
     small: dict[Any, list[Shard]] = {}
     for shard in shards:
-        if shard.packed.nbytes >= _SMALL_BYTES:
+        array = shard.parameter._array
+        if shard.rows.communicator.size * shard.chunk * shard.dtype.itemsize >= _SMALL_BYTES:
             yield [shard]
         else:
-            dtypes = shard.parameter._array.dtype, shard.packed.dtype
-            small.setdefault(dtypes, []).append(shard)
+            small.setdefault((type(array), array.dtype, shard.dtype), []).append(shard)
     yield from small.values()

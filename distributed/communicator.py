@@ -34,6 +34,7 @@ from tensorlib.distributed.reduction import (
 from tensorlib.distributed.work import Request, Steps, Work
 from tensorlib.errors import (
     ArgumentError,
+    BackendUnavailableError,
     CollectiveMismatchError,
     CollectiveTimeoutError,
     DistributedError,
@@ -273,6 +274,14 @@ class Communicator(ABC):
     @abstractmethod
     def split(self, color: int | None, key: int = 0) -> "Communicator | None":
         """A group of the ranks with the same ``color``, ordered by ``key``; None for None."""
+
+    def gpu_refusal(self) -> str:
+        """Why its ranks cannot send each other GPU memory by messages; empty if they may."""
+        return "the ranks have no MPI"
+
+    def messages(self) -> Any:
+        """An MPI communicator of the same ranks, of the caller's own; every rank calls it."""
+        raise BackendUnavailableError(f"{type(self).__name__}: {self.gpu_refusal()}")
 
     def catch_up(self) -> None:
         """Let the caller's stream wait for all that the group has given to a GPU so far."""

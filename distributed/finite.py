@@ -4,17 +4,22 @@ A NaN or an infinity on one rank is on all of them after the average. So every r
 part of a bucket before the reduction: one pass, the sum of squares; only where that is not finite,
 it searches. It then puts NaN into the bucket's first element. After the reduction that element
 tells every rank the same, without a message, and only then do the ranks exchange what they found.
+
+On a GPU the search is part of the pass, and the host looks at all results once, after the last
+reduction, for which it waits.
 """
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from tensorlib.backend import get_backend
 from tensorlib.backend.fused import find
 from tensorlib.distributed.buckets import Bucket
 from tensorlib.distributed.communicator import Communicator
 from tensorlib.distributed.objects import all_gather_object
-from tensorlib.distributed.reduction import Array, ReduceOp, namespace
+from tensorlib.distributed.reduction import Array, ReduceOp
 from tensorlib.errors import NonFiniteGradientError
 
 Found = tuple[str, str, int, int, int | None]  # name, payload, NaNs, infinities, shard
@@ -22,9 +27,7 @@ _SHOWN = 5
 
 
 def is_finite(array: Array) -> bool:
-    """Whether a vector has neither NaN nor infinity."""
-    if not isinstance(array, np.ndarray):
-        return bool(namespace(array).isfinite(array).all())
+    """Whether a vector on the host has neither NaN nor infinity."""
     if array.dtype.kind == "c":
         return is_finite(array.view(array.real.dtype))
     if array.itemsize == 2:  # NumPy computes slowly on half precisions; their bits are ordered
@@ -48,19 +51,61 @@ class FiniteCheck:
     def __init__(self, names: tuple[str, ...], communicator: Communicator) -> None:
         self._names, self._communicator = names, communicator
         self._found: list[Found] = []
+        # Of buckets on a GPU: NaNs and infinities of each parameter, which are still there.
+        self._counted: list[tuple[Bucket, int | None, Array]] = []
+        self._ends: WeakKeyDictionary[Bucket, Array] = WeakKeyDictionary()
 
     def look(self, bucket: Bucket, shard: int | None = None) -> None:
         """Before a bucket is reduced, or the gradients of a shard are added."""
+        if not isinstance(bucket.memory, np.ndarray):
+            self._counted.append((bucket, shard, self._count(bucket)))
+            return
         if is_finite(bucket.memory):
             return
         for position, parameter in zip(bucket.positions, bucket.parameters, strict=True):
             slot = parameter._grad_slot
-            xp = namespace(slot)
-            nans, infinities = int(xp.isnan(slot).sum()), int(xp.isinf(slot).sum())
-            if nans or infinities:
-                payload = f"{slot.dtype.name}{list(slot.shape)}"
-                self._found.append((self._names[position], payload, nans, infinities, shard))
+            self._note(position, slot, np.isnan(slot).sum(), np.isinf(slot).sum(), shard)
         bucket.memory[0] = np.nan
+
+    def _note(
+        self, position: int, slot: Array, nans: float, infinities: float, shard: int | None
+    ) -> None:
+        if nans or infinities:
+            payload = f"{slot.dtype.name}{list(slot.shape)}"
+            name = self._names[position]
+            self._found.append((name, payload, int(nans), int(infinities), shard))
+
+    def _count(self, bucket: Bucket) -> Array:
+        """NaNs, then infinities of each parameter, on the GPU; puts a NaN in front if there are."""
+        memory, b = bucket.memory, get_backend(bucket.memory)
+        if bucket not in self._ends:
+            ends = [*bucket.starts[1:], memory.size]
+            self._ends[bucket] = b.constant(np.array(ends, np.int64) - 1)
+        rows = []
+        for test in (b.isnan, b.isinf):
+            until = b.cumsum(test(memory).astype(np.int32))[self._ends[bucket]]
+            until[1:] = until[1:] - until[:-1]
+            rows.append(until)
+        counts = b.concatenate(rows)
+        odd = counts.any().reshape(1)
+        memory[:1] = b.where(odd, b.full((1,), np.nan, memory.dtype), memory[:1])
+        return counts
+
+    def _bring(self, buckets: list[Bucket]) -> bool:
+        """Look at what the GPU has counted; whether a reduced bucket begins with a NaN."""
+        b = get_backend(buckets[0].memory)
+        counted, self._counted = self._counted, []
+        firsts = [b.isfinite(bucket.memory[:1]).astype(np.int32) for bucket in buckets]
+        numbers = b.to_host(b.concatenate([*(counts for *_, counts in counted), *firsts]))
+        at = 0
+        for bucket, shard, counts in counted:
+            pairs = numbers[at : at + counts.size].reshape(2, -1).T
+            at += counts.size
+            for position, parameter, pair in zip(
+                bucket.positions, bucket.parameters, pairs, strict=True
+            ):
+                self._note(position, parameter._grad_slot, pair[0], pair[1], shard)
+        return not numbers[at:].all()
 
     def settle(self, buckets: list[Bucket], step: int, by_message: bool) -> None:
         """After the reductions: raise on every rank if something was not finite on any.
@@ -73,8 +118,10 @@ class FiniteCheck:
         Raises:
             NonFiniteGradientError: names rank, parameter and step.
         """
+        on_gpu = [bucket for bucket in buckets if not isinstance(bucket.memory, np.ndarray)]
+        bad = bool(on_gpu) and self._bring(on_gpu)
         found, self._found = self._found, []
-        bad = any(not is_finite(bucket.memory[:1]) for bucket in buckets)
+        bad |= any(not is_finite(b.memory[:1]) for b in buckets if b not in on_gpu)
         if by_message:
             flag = np.array([bool(found)], np.uint8)
             self._communicator.all_reduce(flag, ReduceOp.MAX).wait()

@@ -55,7 +55,7 @@ class OffloadPolicy:
 
 @dataclass(frozen=True)
 class CPUOffloadPolicy(OffloadPolicy):
-    """Rows live on the CPU: where everything is on the CPU, that is so already.
+    """Rows live on the CPU: where everything is on the CPU, that is so already. Not for a GPU.
 
     Attributes:
         pin_memory: kept for torch's sake.
@@ -191,7 +191,8 @@ def fully_shard(
 
     The parameters stay the objects they are. Outside forward and backward they are this rank's
     rows; what is taken from a whole parameter inside a forward must not be used after it. Gradients
-    are averaged over the ranks. All ranks must call the units in the same order.
+    are averaged over the ranks. All ranks must call the units in the same order. On a GPU a unit
+    that begins starts to gather the one that came next the last time.
 
     An optimizer sees rows, which is all the same to elementwise ones (all of ``tensorlib.optim``).
     One that needs the norm of a whole parameter gets it from ``p.sharding.norm``.
@@ -211,8 +212,8 @@ def fully_shard(
         The module; its class has gained the methods of ``FSDPModule``.
 
     Raises:
-        ArgumentError: the module is a unit already, has no forward, is on a GPU, or shares a
-            parameter with another unit; an option is not supported.
+        ArgumentError: the module is a unit already, has no forward, or shares a parameter with
+            another unit; an option is not supported.
     """
     modules = module if isinstance(module, list) else [module]
     communicator = _communicator(mesh)
@@ -222,6 +223,11 @@ def fully_shard(
     ignored = set(ignored_params or ())
     inner = list(units_in(modules))
     named = _own_parameters(modules, inner, ignored)
+    if isinstance(offload_policy, CPUOffloadPolicy) and any(p.is_cuda for p in named):
+        raise ArgumentError(
+            "fully_shard: got a CPUOffloadPolicy and a module on a GPU, where its rows stay too; "
+            "leave offload_policy out, or move the module with .cpu()"
+        )
     tensors = [*named, *(b for one in modules for b in one.buffers())]
     works = [
         communicator.broadcast(raw(t, "fully_shard", communicator), 0, "fully_shard")
@@ -297,13 +303,6 @@ def _check_module(module: Module) -> None:
             f"fully_shard: {name} has no forward, before which parameters could be gathered; give "
             "it the modules inside"
         )
-    for path, p in module.named_parameters():
-        if p.is_cuda:
-            raise ArgumentError(
-                f"fully_shard: {path} of this {name} is on {p.device}; rows and whole parameters "
-                "are in host memory: move the module with .cpu(), or divide the optimizer's state "
-                "alone with ZeroRedundancyOptimizer"
-            )
 
 
 def _own_parameters(

@@ -5,7 +5,8 @@ store). CUDA tensors are carried by the first of these that every rank can use, 
 when the first CUDA tensor comes:
 
 1. NCCL;
-2. staged: through pinned host memory and the host's own collectives.
+2. MPI, where it reads GPU memory itself;
+3. staged: through pinned host memory and the host's own collectives.
 
 One queue and one sequence of headers serve both. The headers are compared on the host before a
 transfer is given to the GPU, so that a mismatch raises on all ranks and never reaches it. No rank
@@ -17,7 +18,7 @@ import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,8 @@ from tensorlib.distributed.reduction import (
 from tensorlib.distributed.work import Steps, Work, finish, is_busy
 from tensorlib.errors import BackendUnavailableError, DeviceError, DistributedError
 
-_FACTS_BYTES = 512
+_FACTS_BYTES = 1024
+_TEXT = 200  # characters of a reason in them
 
 
 class Carrier(ABC):
@@ -51,12 +53,14 @@ class Carrier(ABC):
 
     Attributes:
         name: as reports show it.
+        way: what it goes through, as messages say it.
         lane: its stream.
         widens: whether it must be given half precision as float32.
         in_turn: whether collectives of all groups must be given to it in the order of the calls.
     """
 
     name: str
+    way: str
     widens: bool
     in_turn: bool
 
@@ -107,6 +111,10 @@ class Carrier(ABC):
     def recv(self, record: bytearray, array: Array, peer: int | None, tag: int) -> Requests:
         """See ``Communicator``."""
 
+    def split(self, color: int | None, key: int, part: "GpuCommunicator | None") -> None:
+        """Open the way for parts of the ranks, where that is cheaper than to begin anew."""
+        return
+
     def check(self) -> None:
         """Raise if the transport has failed meanwhile."""
         return
@@ -129,6 +137,7 @@ class Facts:
         gpu: the GPU's address on the bus.
         nccl: NCCL's version, 0 without it.
         shares: whether NCCL has been allowed to run several ranks on one GPU.
+        mpi: why MPI must not be given GPU memory; empty: it may.
         problem: why this rank cannot use a GPU at all.
     """
 
@@ -136,6 +145,7 @@ class Facts:
     gpu: str = ""
     nccl: int = 0
     shares: bool = False
+    mpi: str = ""
     problem: str = ""
 
 
@@ -168,13 +178,18 @@ def _version(code: int) -> str:
     return f"{code // 10000}.{code // 100 % 100}.{code % 100}"
 
 
+def _short(text: str) -> str:
+    """A reason in ASCII, of bounded length."""
+    return text.encode("ascii", "replace").decode()[:_TEXT]
+
+
 class GpuCommunicator(Communicator):
     """A group that carries host arrays and CUDA arrays.
 
     Args:
         host: carries the host arrays; becomes this object's own.
-        nccl: "wanted": say so when it cannot be used; "any": use it where possible; "none": leave
-            CUDA arrays to the host.
+        nccl: "wanted": say so when it cannot be used; "any": use it where possible; "none": do not.
+        mpi: give CUDA arrays to MPI where NCCL does not carry them and MPI reads GPU memory.
         check_calls: compare the ranks' calls on CUDA arrays before every transfer. Without it the
             host spares an exchange per call, and ranks that call different things hang until the
             timeout.
@@ -182,10 +197,12 @@ class GpuCommunicator(Communicator):
 
     capabilities = Capabilities(devices=("cpu", "cuda"))
 
-    def __init__(self, host: Communicator, nccl: str = "any", check_calls: bool = True) -> None:
+    def __init__(
+        self, host: Communicator, nccl: str = "any", check_calls: bool = True, mpi: bool = True
+    ) -> None:
         super().__init__(host.rank, host.ranks, host.timeout_s)
         self.host, self.crowded = host, host.crowded
-        self.nccl, self.check_calls = nccl, check_calls
+        self.nccl, self.check_calls, self.mpi = nccl, check_calls, mpi
         self.carrier: Carrier | None = None
 
     # Opening
@@ -195,10 +212,12 @@ class GpuCommunicator(Communicator):
         if self.carrier is not None:
             return self.carrier
         from tensorlib.distributed import nccl
-        from tensorlib.distributed.staged import StagedCarrier
 
-        mine, everyones = nccl.facts(index), np.zeros((self.size, _FACTS_BYTES), np.uint8)
-        text = json.dumps(asdict(mine)).encode()[:_FACTS_BYTES]
+        says = self.host.gpu_refusal() if self.mpi else "the group was made without it"
+        mine = nccl.facts(index)
+        mine = replace(mine, mpi=_short(says), problem=_short(mine.problem))
+        everyones = np.zeros((self.size, _FACTS_BYTES), np.uint8)
+        text = json.dumps(asdict(mine)).encode()
         row = np.frombuffer(text.ljust(_FACTS_BYTES), np.uint8)
         self.all_gather(everyones, row, "connect_gpus").wait()
         facts = [Facts(**json.loads(row.tobytes())) for row in everyones]
@@ -212,13 +231,31 @@ class GpuCommunicator(Communicator):
             why = opened.open()
             self.carrier = None if why else opened
         if self.carrier is None:
+            self.carrier = self._without_nccl(lane, facts)
             if self.nccl == "wanted":
                 warnings.warn(
-                    f"NCCL: {why}; CUDA tensors go through host memory, which is slower",
+                    f"NCCL: {why}; CUDA tensors go through {self.carrier.way}, which is slower",
                     stacklevel=4,
                 )
-            self.carrier = StagedCarrier(lane, self.host)
         return self.carrier
+
+    def _without_nccl(self, lane: Lane, facts: Sequence[Facts]) -> Carrier:
+        """MPI if it says on every rank that it reads GPU memory, and does; else host memory."""
+        from tensorlib.distributed.staged import StagedCarrier
+
+        if not any(fact.mpi for fact in facts):
+            from tensorlib.distributed.cuda_mpi import CudaMPICarrier
+
+            finish(self)  # nothing of this group may be under way on the host's
+            direct = CudaMPICarrier(lane, self, self.host.messages())
+            if not (why := direct.open()):
+                return direct
+            warnings.warn(
+                f"MPI says that it reads GPU memory, but: {why}; CUDA tensors go through host "
+                "memory. TENSORLIB_CUDA_AWARE_MPI=0 spares the trial",
+                stacklevel=5,
+            )
+        return StagedCarrier(lane, self.host)
 
     def _lane(self, array: Array) -> Lane:
         lane = self.connect(array.device.id).lane
@@ -289,12 +326,15 @@ class GpuCommunicator(Communicator):
     def split(self, color: int | None, key: int = 0) -> "GpuCommunicator | None":
         """A group of the ranks with the same color, ordered by key.
 
-        NCCL is opened for it when it carries its first CUDA array, by an id of its own:
-        ncclCommSplit would need all ranks of this group at a moment when nothing is under way.
+        If CUDA arrays travel already, the new group's way is made of this one's.
         """
         finish(self)  # nothing of this group may be under way on the host's
-        host = self.host.split(color, key)
-        return None if host is None else GpuCommunicator(host, self.nccl, self.check_calls)
+        host, part = self.host.split(color, key), None
+        if host is not None:
+            part = GpuCommunicator(host, self.nccl, self.check_calls, self.mpi)
+        if self.carrier is not None:
+            self.carrier.split(color, key, part)
+        return part
 
     def catch_up(self) -> None:
         """Let the caller's stream wait for all that the group has given to the GPU so far."""

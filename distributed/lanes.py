@@ -18,6 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, ClassVar, Protocol
 
@@ -52,7 +53,7 @@ class Lane:
         with self.device:
             # Before everything else that waits for the GPU: CUDA takes -9 as its highest priority.
             self.stream = xp.cuda.Stream(non_blocking=True, priority=-9)
-        self._held: deque[tuple[float, DeviceWork, Any]] = deque()  # since when, what it keeps
+        self._held: deque[_Held] = deque()
         self._entered: tuple[float, DeviceWork] | None = None
         self._lock = threading.Lock()
         self.running: DeviceWork | None = None
@@ -115,11 +116,19 @@ class Lane:
         """Keep the memory of a work that has been given to the GPU until it is done."""
         if self.captures():
             return  # the thread that captures must not ask for any event
-        keeps, work.keeps = work.keeps, None
+        held = _Held(time.monotonic(), work, work.keeps, work.pinned)
+        work.keeps = work.pinned = None
         with self._lock:
-            self._held.append((time.monotonic(), work, keeps))
+            self._held.append(held)
         watchdog.watch(self)
         self.release()
+
+    def let_go(self, work: "DeviceWork") -> None:
+        """Keep only the host's memory of a work, of which the rest has another keeper."""
+        with self._lock:
+            mine = [held for held in self._held if held.work is work]
+        for held in mine:
+            held.keeps = None
 
     def captures(self) -> bool:
         """Whether the stream records a CUDA graph, whose events cannot be asked."""
@@ -130,19 +139,38 @@ class Lane:
         """Let go of what is done; since when the oldest other work has been there, and which."""
         gone = []  # freed without the lock
         with self._lock, self.device:
-            while self._held and self._held[0][1].has_finished():
+            while self._held and self._held[0].work.has_finished():
                 gone.append(self._held.popleft())
-            return self._held[0][:2] if self._held else self._entered
+            if self._held:
+                return self._held[0].since, self._held[0].work
+            return self._entered
 
     def fail(self, error: BaseException) -> Any:
         """End all that is under way with an error; returns what must live until it is aborted."""
         with self._lock:
             kept, self._held = list(self._held), deque()
-        for _, work, _ in kept:
-            work.fail(error)
+        for held in kept:
+            held.work.fail(error)
         if (entered := self._entered) is not None:
             entered[1].fail(error)
         return kept
+
+
+@dataclass
+class _Held:
+    """A work that the GPU is not seen to be done with.
+
+    Attributes:
+        since: when it was given to the GPU.
+        work: the work.
+        keeps: refers to the GPU's memory that it moves.
+        pinned: refers to the host's.
+    """
+
+    since: float
+    work: "DeviceWork"
+    keeps: Any
+    pinned: Any
 
 
 class DeviceWork(Work):
@@ -154,6 +182,9 @@ class DeviceWork(Work):
         steps: the host's part; runs with the lane as the current stream.
         lane: where it runs.
         keeps: refers to the memory that it moves.
+
+    Attributes:
+        pinned: refers to pinned memory of the host that it moves.
     """
 
     def __init__(
@@ -161,6 +192,8 @@ class DeviceWork(Work):
     ) -> None:
         super().__init__(communicator, call, steps)
         self.lane, self.keeps = lane, keeps
+        self.pinned: Any = None
+        self._caller = lane.callers_stream()
         self.turn: Turn | None = None
         self.ready = lane.mark()
         self._finished = lane.event()
@@ -175,6 +208,16 @@ class DeviceWork(Work):
         super().wait(timeout)
         self.lane.callers_stream().wait_event(self._finished)
         return True
+
+    def hand_over(self) -> None:
+        """Wait, and let go of the memory that it moves, all of which the caller's stream has made.
+
+        What that stream does with freed memory comes behind this, so nobody need look whether the
+        GPU is done, and a host that is far ahead holds no more than the GPU needs.
+        """
+        self.wait()
+        if self.lane.callers_stream() == self._caller:
+            self.lane.let_go(self)
 
     def is_completed(self) -> bool:
         """Whether the GPU is done with it, or it has failed."""
@@ -226,6 +269,21 @@ class DeviceWork(Work):
                 self.turn.end()
                 self.turn = None
             self.lane.hold(self)
+
+
+class Happened:
+    """An event, as something to wait for.
+
+    Args:
+        event: CuPy's.
+    """
+
+    def __init__(self, event: Any) -> None:
+        self._event = event
+
+    def Test(self) -> bool:
+        """Whether it has come."""
+        return bool(self._event.done)
 
 
 class Turn:

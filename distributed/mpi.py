@@ -92,6 +92,18 @@ class MPICommunicator(Communicator):
         comm = self._data.Split(MPI.UNDEFINED if color is None else color, key)
         return None if color is None else comm
 
+    def gpu_refusal(self) -> str:
+        """Why MPI must not be given GPU memory; empty if it says that it may."""
+        from tensorlib.distributed import cuda_mpi
+
+        return cuda_mpi.refusal()
+
+    def messages(self) -> MPI.Comm:
+        """An MPI communicator of the same ranks, of the caller's own; every rank calls it."""
+        comm = self.divide(0, self.rank)
+        assert comm is not None
+        return comm
+
     def _like(self, comm: MPI.Comm) -> "MPICommunicator":
         """A group of some of these ranks, of the same kind."""
         return MPICommunicator(comm, self.timeout_s)

@@ -1,9 +1,7 @@
 """CUDA arrays over NCCL, through CuPy.
 
 Sums and means of float32, float64, complex and integers of 1, 4 and 8 bytes are NCCL's own. What
-NCCL does less well is done here with its transfers and CuPy's arithmetic: every rank gets one slice
-of all ranks' arrays, reduces it in rank order, and all get the results, which moves the same bytes
-as a ring::
+NCCL does less well is done with its transfers and CuPy's arithmetic (``exchange``)::
 
     float16, bfloat16     summed in float32 and rounded once; NCCL rounds at every hop
     MIN, MAX of floats    keep a NaN; NCCL's drop it
@@ -26,8 +24,9 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,9 +34,10 @@ import numpy as np
 from tensorlib.backend import cuda_backend
 from tensorlib.distributed.call import Call
 from tensorlib.distributed.communicator import Requests
-from tensorlib.distributed.gpu import Carrier, Facts, GpuCommunicator
+from tensorlib.distributed.exchange import ExchangeCarrier
+from tensorlib.distributed.gpu import Facts, GpuCommunicator
 from tensorlib.distributed.lanes import Lane
-from tensorlib.distributed.reduction import UFUNCS, Array, ReduceOp, as_bytes, divide
+from tensorlib.distributed.reduction import Array, ReduceOp, as_bytes
 from tensorlib.distributed.work import Steps
 from tensorlib.errors import (
     CollectiveMismatchError,
@@ -49,6 +49,7 @@ _ID_BYTES = 128
 _NOTE = struct.Struct(f"<qq{_ID_BYTES}s")  # a message's number and bytes, its channel's id
 _GAP_S = 2.0  # before a message that nobody asks for is said to be missing
 _OLDEST = 21000  # NCCL 2.10: the first with AVG and bfloat16
+_SPLITS = 21801  # NCCL 2.18.1: the first with ncclCommSplit that CuPy calls
 # NumPy's name: NCCL's type, and how many of them one element is.
 _TYPES = {
     "float32": ("NCCL_FLOAT32", 1), "float64": ("NCCL_FLOAT64", 1),
@@ -95,7 +96,7 @@ def facts(index: int) -> Facts:
         runtime = cuda_backend.get_cuda().xp.cuda.runtime
         gpu = runtime.deviceGetPCIBusId(index)
     except DeviceError as error:
-        return Facts(problem=str(error)[:300])
+        return Facts(problem=str(error))
     nccl = library()
     return Facts(
         host=socket.gethostname(),
@@ -112,33 +113,27 @@ class Opening:
 
     Args:
         lane: on whose GPU.
-        size: the number of ranks.
-        unique_id: NCCL's id, the same on all of them.
-        rank: this one's number.
-        sends: whether rank 0 sends rank 1 a byte. The first message waits for the other side on the
-            host: two ranks whose main threads sent to each other would wait for ever.
+        opens: makes the call; returns CuPy's communicator.
+        sends: this rank's number if rank 0 is to send rank 1 a byte. The first message waits for
+            the other side on the host: two ranks whose main threads sent to each other would wait
+            for ever.
     """
 
-    def __init__(
-        self, lane: Lane, size: int, unique_id: bytes, rank: int, sends: bool = False
-    ) -> None:
+    def __init__(self, lane: Lane, opens: Callable[[], Any], sends: int | None = None) -> None:
         self.comm: Any = None
         self.error: BaseException | None = None
-        self._arguments = lane, size, unique_id, rank
-        self._sends = sends
+        self._lane, self._opens, self._sends = lane, opens, sends
         self._thread = threading.Thread(target=self._run, name="tensorlib-nccl-open", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        lane, size, unique_id, rank = self._arguments
         try:
-            with lane.device:
-                nccl = library()
-                self.comm = nccl.NcclCommunicator(size, unique_id, rank)
-                if self._sends:
-                    byte, stream = lane.empty(1), lane.stream
-                    call = self.comm.recv if rank else self.comm.send
-                    call(byte.data.ptr, 1, nccl.NCCL_UINT8, 1 - rank, stream.ptr)
+            with self._lane.device:
+                self.comm = self._opens()
+                if self._sends is not None:
+                    byte, stream = self._lane.empty(1), self._lane.stream
+                    call = self.comm.recv if self._sends else self.comm.send
+                    call(byte.data.ptr, 1, library().NCCL_UINT8, 1 - self._sends, stream.ptr)
                     stream.synchronize()
         except Exception as error:
             self.error = error
@@ -189,7 +184,7 @@ class _Turn:
         return False
 
 
-class NCCLCarrier(Carrier):
+class NCCLCarrier(ExchangeCarrier):
     """Moves CUDA arrays with NCCL.
 
     Args:
@@ -197,15 +192,12 @@ class NCCLCarrier(Carrier):
         group: the group that it serves; carries the ids and the headers of messages.
     """
 
-    name = "nccl"
-    widens = False
+    name = way = "nccl"
     in_turn = True
 
     def __init__(self, lane: Lane, group: GpuCommunicator) -> None:
-        super().__init__(lane)
-        self._xp = cuda_backend.get_cuda().xp
+        super().__init__(lane, cuda_backend.get_cuda().xp, group.rank, group.size)
         self._nccl = library()
-        self._rank, self._size = group.rank, group.size
         self._group = group
         self._opening: Opening | None = None
         self._channels: dict[tuple[int, int], _Channel] = {}
@@ -225,15 +217,35 @@ class NCCLCarrier(Carrier):
                 unique_id[0], unique_id[1:] = 1, np.frombuffer(found, np.uint8)
         group.broadcast(unique_id, 0, "nccl_id").wait()
         if unique_id[0]:
-            self._opening = Opening(self.lane, group.size, unique_id[1:].tobytes(), group.rank)
+            meet = partial(
+                self._nccl.NcclCommunicator, group.size, unique_id[1:].tobytes(), group.rank
+            )
+            self._opening = Opening(self.lane, meet)
             why = self._opening.wait(group.timeout_s)
-        well = np.array([bool(unique_id[0]) and not why], np.uint8)
-        everyones = np.zeros((group.size, 1), np.uint8)
-        group.all_gather(everyones, well, "nccl_opened").wait()
-        if everyones.all():
+        failed = _first(group, bool(unique_id[0]) and not why)
+        if failed is None:
             return ""
         self.abort()
-        return why or f"rank {group.ranks[int(np.argmin(everyones))]} could not open it"
+        return why or f"rank {failed} could not open it"
+
+    def split(self, color: int | None, key: int, part: GpuCommunicator | None) -> None:
+        """Open NCCL for parts of the ranks; where it fails, they do it by themselves later."""
+        if self._nccl.get_version() < _SPLITS or not self._rest(self._group.timeout_s):
+            return
+        number = -1 if color is None else color
+        made = None
+        if part is not None:
+            made = NCCLCarrier(Lane(self._xp, self.lane.device.id, part), part)
+        opening = Opening(self.lane, partial(self._comm.commSplit, number, key))
+        why = opening.wait(self._group.timeout_s)
+        failed = _first(self._group, not why)
+        if part is None or made is None:
+            return
+        made._opening = opening
+        if failed is None:
+            part.carrier = made
+        else:
+            made.abort()
 
     # Collectives
 
@@ -241,8 +253,8 @@ class NCCLCarrier(Carrier):
         """See ``Communicator``."""
         native = self._native(buffer, op, divisor)
         if native is None:
-            self._combined(buffer, op, divisor, buffer)
-        elif buffer.size:
+            return super().all_reduce(buffer, op, divisor)
+        if buffer.size:
             at, count = buffer.data.ptr, buffer.size * native[1]
             with self._calling("all_reduce"):
                 self._comm.allReduce(at, at, count, native[0], native[2], self._stream)
@@ -252,8 +264,8 @@ class NCCLCarrier(Carrier):
         """See ``Communicator``."""
         native = self._native(buffer, op, divisor)
         if native is None:
-            self._combined(buffer, op, divisor, buffer if self._rank == root else None)
-        elif buffer.size:
+            return super().reduce(buffer, op, divisor, root)
+        if buffer.size:
             at, count = buffer.data.ptr, buffer.size * native[1]
             with self._calling("reduce"):
                 self._comm.reduce(at, at, count, native[0], native[2], root, self._stream)
@@ -263,10 +275,8 @@ class NCCLCarrier(Carrier):
         """See ``Communicator``."""
         native = self._native(out, op, divisor)
         if native is None:
-            received = self._xp.empty_like(packed)
-            self._swap(received, packed)
-            out[...] = self._in_order(received, op, divisor)
-        elif out.size:
+            return super().reduce_scatter(out, packed, op, divisor)
+        if out.size:
             count = out.size * native[1]
             with self._calling("reduce_scatter"):
                 self._comm.reduceScatter(
@@ -283,32 +293,12 @@ class NCCLCarrier(Carrier):
                 )
         return ()
 
-    def gather(self, packed: Array | None, array: Array, root: int) -> Requests:
-        """See ``Communicator``."""
-        sends = [(array, root)]
-        receives = [] if packed is None else [(row, r) for r, row in enumerate(_rows(packed))]
-        self._exchange(sends, receives)
-        return ()
-
-    def scatter(self, out: Array, packed: Array | None, root: int) -> Requests:
-        """See ``Communicator``."""
-        sends = [] if packed is None else [(row, r) for r, row in enumerate(_rows(packed))]
-        self._exchange(sends, [(out, root)])
-        return ()
-
     def broadcast(self, buffer: Array, root: int) -> Requests:
         """See ``Communicator``."""
         if buffer.nbytes:
             at = buffer.data.ptr
             with self._calling("broadcast"):
                 self._comm.broadcast(at, at, buffer.nbytes, self._byte, root, self._stream)
-        return ()
-
-    def all_to_all(
-        self, out: Array, array: Array, out_rows: Sequence[int], rows: Sequence[int]
-    ) -> Requests:
-        """See ``Communicator``."""
-        self._exchange(_split(array, rows), _split(out, out_rows))
         return ()
 
     # Between two ranks
@@ -320,7 +310,8 @@ class NCCLCarrier(Carrier):
         first = channel.opening is None
         unique_id = self._nccl.get_unique_id() if first else bytes(_ID_BYTES)
         if first:
-            channel.opening = Opening(channel.lane, 2, unique_id, 0, sends=True)
+            meet = partial(self._nccl.NcclCommunicator, 2, unique_id, 0)
+            channel.opening = Opening(channel.lane, meet, sends=0)
         return self._send(channel, number, unique_id, record, array, peer, tag)
 
     def _send(self, channel: _Channel, number: int, unique_id: bytes, *message: Any) -> Steps:
@@ -341,7 +332,8 @@ class NCCLCarrier(Carrier):
         number, nbytes, unique_id = _NOTE.unpack(note.tobytes())
         channel = self._channel(sent.root, self._rank)
         if number == 0:
-            channel.opening = Opening(channel.lane, 2, unique_id, 1, sends=True)
+            meet = partial(self._nccl.NcclCommunicator, 2, unique_id, 1)
+            channel.opening = Opening(channel.lane, meet, sends=1)
         if array.nbytes != nbytes:  # the caller of this refuses it; the next one can be right
             array = self._xp.empty(nbytes, np.uint8)
             work = self.lane.running
@@ -383,7 +375,7 @@ class NCCLCarrier(Carrier):
             raise DistributedError(f"NCCL: {channel.opening.error}") from channel.opening.error
         return channel.opening.comm
 
-    # What NCCL lacks
+    # How NCCL does it
 
     def _native(self, array: Array, op: ReduceOp, divisor: int) -> tuple[int, int, int] | None:
         """NCCL's type, its number in an element and NCCL's operation, where it does as we do."""
@@ -398,42 +390,10 @@ class NCCLCarrier(Carrier):
         name = "NCCL_AVG" if divisor > 1 else _OPS[op]
         return getattr(self._nccl, found[0]), found[1], getattr(self._nccl, name)
 
-    def _combined(self, buffer: Array, op: ReduceOp, divisor: int, into: Array | None) -> None:
-        """All-reduce in rank order: all-to-all, a reduction of this rank's slice, all-gather."""
-        xp, flat = self._xp, buffer.reshape(-1)
-        width = -(-flat.size // self._size)
-        if not width:
-            return
-        sent = xp.zeros((self._size, width), flat.dtype)
-        sent.reshape(-1)[: flat.size] = flat
-        received = xp.empty_like(sent)
-        self._swap(received, sent)
-        self.all_gather(sent, self._in_order(received, op, divisor))
-        if into is not None:
-            into.reshape(-1)[...] = sent.reshape(-1)[: flat.size]
-
-    def _in_order(self, rows: Array, op: ReduceOp, divisor: int) -> Array:
-        """``rows[0] ∘ rows[1] ∘ ... / divisor``; of half precision in float32."""
-        function = getattr(self._xp, UFUNCS[op].__name__)
-        halves = rows.dtype.itemsize == 2 and rows.dtype.kind not in "iu"
-        wide = np.dtype(np.float32) if halves else rows.dtype
-        result = rows[0].astype(wide)
-        for row in rows[1:]:
-            function(result, row.astype(wide, copy=False), out=result)
-        divide(result, divisor)
-        return result.astype(rows.dtype, copy=False)
-
-    def _swap(self, out: Array, array: Array) -> None:
-        """All-to-all of equal parts."""
-        self._exchange(
-            [(row, r) for r, row in enumerate(_rows(array))],
-            [(row, r) for r, row in enumerate(_rows(out))],
-        )
-
     def _exchange(
         self, sends: Sequence[tuple[Array, int]], receives: Sequence[tuple[Array, int]]
-    ) -> None:
-        """Send and receive at once, so that no order can make the ranks wait for each other."""
+    ) -> Requests:
+        """In a group of NCCL's, so that no order can make the ranks wait for each other."""
         mine = [array for array, peer in sends if peer == self._rank]
         with self._calling("exchange"):
             self._nccl.groupStart()
@@ -453,6 +413,7 @@ class NCCLCarrier(Carrier):
         for array, peer in receives:
             if peer == self._rank:
                 as_bytes(array)[...] = as_bytes(mine[0])
+        return ()
 
     # NCCL itself
 
@@ -500,16 +461,22 @@ class NCCLCarrier(Carrier):
 
     def close(self) -> None:
         """Give NCCL's resources back, once what is under way is done."""
-        end = time.monotonic() + self._group.timeout_s
-        lanes = [self.lane, *(channel.lane for channel in self._channels.values())]
-        while (busy := any(lane.release() for lane in lanes)) and time.monotonic() < end:
-            time.sleep(1e-4)
-        if busy:
+        if not self._rest(self._group.timeout_s):
             self.abort()
         elif not self._aborted:
             self._aborted = True
             for comm in self._comms():
                 comm.destroy()
+
+    def _rest(self, timeout_s: float) -> bool:
+        """Wait until the GPU is done with what is under way; whether it is."""
+        end = time.monotonic() + timeout_s
+        lanes = [self.lane, *(channel.lane for channel in self._channels.values())]
+        while busy := any(lane.release() for lane in lanes):
+            if time.monotonic() > end:
+                break
+            time.sleep(1e-4)
+        return not busy
 
     def _comms(self) -> list[Any]:
         openings = [self._opening, *(channel.opening for channel in self._channels.values())]
@@ -517,11 +484,8 @@ class NCCLCarrier(Carrier):
         return [comm for comm in found if comm is not None]
 
 
-def _rows(packed: Array) -> list[Array]:
-    return [packed[r] for r in range(len(packed))]
-
-
-def _split(array: Array, rows: Sequence[int]) -> list[tuple[Array, int]]:
-    """The next ``rows[r]`` rows of an array, and r."""
-    ends = np.cumsum(rows).tolist()
-    return [(array[end - n : end], r) for r, (n, end) in enumerate(zip(rows, ends, strict=True))]
+def _first(group: GpuCommunicator, well: bool) -> int | None:
+    """The first rank of which this is not so; None if it is on all."""
+    everyones = np.zeros((group.size, 1), np.uint8)
+    group.all_gather(everyones, np.array([well], np.uint8), "nccl_opened").wait()
+    return None if everyones.all() else group.ranks[int(np.argmin(everyones))]

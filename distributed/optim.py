@@ -140,11 +140,17 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
 
     # A step
 
+    def fused(self, group: dict[str, Any]) -> Any:
+        """What the wrapped optimizer has for a group: the same on all ranks."""
+        assert self.optim is not None
+        return self.optim.fused(group)
+
     def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
         """Updates this rank's parameters and brings everyone's to all."""
         assert self.optim is not None
         for group, own in zip(self.param_groups, self.optim.param_groups, strict=True):
             own.update((k, v) for k, v in group.items() if k not in ("params", "param_names"))
+        self.optim.skip_if = self.skip_if
         if self._shared:  # nobody may still compute with what is about to change
             self._communicator.barrier("step").wait()
         if closure is None:

@@ -20,7 +20,7 @@ from tensorlib.tensor import Tensor
 DEFAULT_TIMEOUT = timedelta(minutes=10)
 
 # What carries CPU tensors and CUDA tensors. "mpi" is MPI alone; the others use shared memory within
-# a host. CUDA tensors go through host memory unless NCCL carries them.
+# a host. CUDA tensors go through host memory unless NCCL carries them, or an MPI that reads theirs.
 _BACKENDS = {"cpu": ("gloo", "mpi", "shared_memory", "solo"), "cuda": ("nccl", "gloo", "mpi")}
 
 
@@ -95,9 +95,10 @@ def init_process_group(
     Args:
         backend: what carries CPU tensors and what CUDA tensors, such as "cpu:gloo,cuda:nccl".
             For the CPU: "mpi" (MPI alone), "shared_memory" (all ranks on one host), "gloo" (shared
-            memory inside a host, MPI between hosts). For CUDA: "nccl"; "gloo" and "mpi" go through
-            host memory. One name stands for itself and "gloo" for the other. None: "gloo" and
-            "nccl", or host memory where NCCL cannot be used.
+            memory inside a host, MPI between hosts). For CUDA: "nccl"; "mpi", where it reads GPU
+            memory; "gloo", through host memory. Where one cannot be used the next one is. "mpi"
+            alone stands for both, another name for itself and "gloo" for the other. None: "gloo"
+            and "nccl".
         init_method: "env://", "tcp://host:port" or "file:///path"; not used under MPI, which knows
             where the ranks are.
         timeout: how long a rank waits for the others in any collective, 10 minutes by default.
@@ -352,13 +353,13 @@ def _carriers(backend: str | None) -> tuple[str, str]:
     """What a backend's name says of CPU and of CUDA tensors.
 
     >>> _carriers("nccl"), _carriers("mpi"), _carriers("cpu:mpi,cuda:nccl")
-    (('gloo', 'nccl'), ('mpi', 'gloo'), ('mpi', 'nccl'))
+    (('gloo', 'nccl'), ('mpi', 'mpi'), ('mpi', 'nccl'))
     """
     if backend is None:
         return "gloo", "nccl"
     name = backend.lower()
     if ":" not in name:
-        return ("gloo", name) if name == "nccl" else (name, "gloo")
+        return "gloo" if name == "nccl" else name, name if name in ("nccl", "mpi") else "gloo"
     parts = dict(part.strip().partition(":")[::2] for part in name.split(","))
     if not set(parts) <= {"cpu", "cuda"}:
         return "", ""
@@ -369,9 +370,10 @@ def _with_gpus(communicator: Communicator, backend: str | None, options: Any) ->
     """The group with a way for CUDA tensors, if there can be any."""
     if isinstance(communicator, SoloCommunicator) or not environment.has_cupy():
         return communicator
-    wants = "none" if _carriers(backend)[1] != "nccl" else "any" if backend is None else "wanted"
+    cuda = _carriers(backend)[1]
+    wants = "none" if cuda != "nccl" else "any" if backend is None else "wanted"
     checks = options.get("check_calls", True) if isinstance(options, dict) else True
-    return GpuCommunicator(communicator, wants, checks)
+    return GpuCommunicator(communicator, wants, checks, mpi=cuda != "gloo")
 
 
 def _connect(

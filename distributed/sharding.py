@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from tensorlib.autograd.core import wrap
+from tensorlib.backend import at
 from tensorlib.distributed.communicator import Communicator
-from tensorlib.distributed.reduction import Array, ReduceOp
+from tensorlib.distributed.reduction import Array, ReduceOp, namespace
 from tensorlib.nn import Parameter
 from tensorlib.tensor import Tensor
 
@@ -35,15 +36,21 @@ class Sharding:
 
     def norm(self, local: Tensor, p: float) -> Tensor:
         """The p-norm of what all ranks have, from that of what this one has."""
-        total = np.array([float(local)])
-        if math.isinf(p):
-            op = ReduceOp.MAX if p > 0 else ReduceOp.MIN
-            self.communicator.all_reduce(total, op).wait()
-        else:
-            total **= p or 1
-            self.communicator.all_reduce(total).wait()
-            total **= 1 / p if p else 1
-        return wrap(np.asarray(total[0], local._array.dtype))
+        array = local._array
+        with at(array):
+            total = array.astype(np.float64).reshape(1)
+            if math.isinf(p):
+                op = ReduceOp.MAX if p > 0 else ReduceOp.MIN
+                self.communicator.all_reduce(total, op).wait()
+            else:
+                total **= p or 1
+                self.communicator.all_reduce(total).wait()
+                total **= 1 / p if p else 1
+            return wrap(total.reshape(()).astype(array.dtype))
+
+    def largest(self, local: Array) -> None:
+        """Make a number the largest that a rank has, in place."""
+        self.communicator.all_reduce(local, ReduceOp.MAX).wait()
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,11 @@ class Rows:
 
     def gather(self, local: Array) -> Array:
         """The whole array, on every rank; every rank calls it."""
-        whole = np.empty_like(local, shape=self.shape or (1,), order="C")
+        with at(local):
+            return self._gather(local)
+
+    def _gather(self, local: Array) -> Array:
+        whole = namespace(local).empty(self.shape or (1,), local.dtype)
         self.take(whole.reshape(self.shape))[...] = local
         works = [
             self.communicator.broadcast(whole[start:stop], rank, "full_tensor")

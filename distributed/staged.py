@@ -1,4 +1,4 @@
-"""CUDA arrays through pinned host memory and the host's collectives, where NCCL cannot be used.
+"""CUDA arrays through pinned host memory and the host's collectives: what always works.
 
 An array goes through in pieces, so that the copies of one overlap the transfer of another::
 
@@ -20,7 +20,7 @@ import numpy as np
 from tensorlib.backend import cuda_backend
 from tensorlib.distributed.communicator import Communicator, Requests
 from tensorlib.distributed.gpu import Carrier
-from tensorlib.distributed.lanes import Lane
+from tensorlib.distributed.lanes import Happened, Lane
 from tensorlib.distributed.reduction import Array, ReduceOp, as_bytes, contiguous
 from tensorlib.distributed.work import Steps
 
@@ -49,17 +49,6 @@ class _Piece:
     run: Run
 
 
-class _Happened:
-    """An event, as something to wait for."""
-
-    def __init__(self, event: Any) -> None:
-        self._event = event
-
-    def Test(self) -> bool:
-        """Whether it has come."""
-        return bool(self._event.done)
-
-
 class _InOrder:
     """A message's turn to be given to the host: messages leave in the order of the calls."""
 
@@ -79,7 +68,7 @@ class StagedCarrier(Carrier):
         host: the collectives between the hosts.
     """
 
-    name = "staged"
+    name, way = "staged", "host memory"
     widens = True
     in_turn = False
 
@@ -233,7 +222,7 @@ class StagedCarrier(Carrier):
         busy: deque[tuple[Any, Any]] = deque()  # events, and the memory that is in use until then
         work = self.lane.running
         assert work is not None
-        work.keeps = work.keeps, busy
+        work.pinned = busy
         while True:
             while len(begun) < _AHEAD and (piece := next(pieces, None)) is not None:
                 begun.append(self._begin(piece, dtype))
@@ -241,13 +230,13 @@ class StagedCarrier(Carrier):
                 return
             piece, source, copied = begun.popleft()
             if copied is not None:
-                yield _Happened(copied)
+                yield Happened(copied)
             target = source if piece.target is None else self._pinned(piece.target, dtype)
             yield from piece.run(source, target)
             if piece.received is not None:
                 busy.append((self._bring(piece.received, target), target))
             while len(busy) > _AHEAD:
-                yield _Happened(busy.popleft()[0])
+                yield Happened(busy.popleft()[0])
 
     def _begin(self, piece: _Piece, dtype: Any) -> tuple[_Piece, Array, Any]:
         """Start to copy what a piece sends into host memory; an event comes behind it."""

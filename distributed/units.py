@@ -8,17 +8,23 @@ Outside of its module's forward and backward, a parameter's array is this rank's
 
 A unit's backward is over, and its pages can go, when every gradient path into it has ended: at a
 trained parameter of its own or, where some are frozen, at an input of its module.
+
+On a GPU transfers run beside the computation, so a unit that begins starts the gathering of the one
+that came next the last time: in the forward behind it, or in the backward. What the lane still
+moves is handed over to the stream that computes, which has waited for it.
 """
 
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import pairwise
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from tensorlib.autograd import is_grad_enabled, queue_callback
-from tensorlib.autograd.core import state, wrap
+from tensorlib.autograd.core import state, tick, wrap
 from tensorlib.distributed.bundles import Bundle, Shard, bundled
 from tensorlib.distributed.communicator import Communicator
+from tensorlib.distributed.rooms import Saved
 from tensorlib.distributed.sharding import sharded
 from tensorlib.distributed.tensors import map_tensors, tensors_in
 from tensorlib.distributed.work import Work, progress
@@ -28,6 +34,8 @@ from tensorlib.tensor import Tensor
 
 # Reductions of the unit whose backward has ended last; one unit's may be under way per group.
 _reducing: WeakKeyDictionary[Communicator, list[Work]] = WeakKeyDictionary()
+# Units in the order of their forwards, as long as the outermost one's forward runs.
+_order: WeakKeyDictionary[Communicator, list["Unit"]] = WeakKeyDictionary()
 
 
 class Unit:
@@ -67,6 +75,11 @@ class Unit:
             bundle = Bundle(shards, communicator, policy.reduce_dtype)
             self._bundle_of.update((shard.parameter, bundle) for shard in shards)
         self._bundles = list(dict.fromkeys(self._bundle_of.values()))
+        on_gpu = any(shard.on_gpu for shard in self.by_parameter.values())
+        self._saved = Saved() if on_gpu else None
+        self._since = 0
+        self._next_forward: ref[Unit] | None = None  # whose parameters are needed after this one's
+        self._next_backward: ref[Unit] | None = None
         self.is_whole = self._in_backward = False
         self._gathering: list[Work] = []
         self._versions: list[int] = []  # of the parameters that have been gathered
@@ -97,10 +110,12 @@ class Unit:
         """Have the parameters whole."""
         self.gather()
         for work in self._gathering:
-            work.wait()
+            work.hand_over()
         self._gathering, self.is_whole = [], True
         for shard in self.by_parameter.values():
             shard.show_whole()
+        if self._saved is not None:
+            self._saved.put_back()
 
     def hide(self) -> None:
         """Let everyone see the rows, and keep the whole."""
@@ -111,8 +126,10 @@ class Unit:
         """Go back to the rows."""
         self.hide()
         for work in self._gathering:
-            work.wait()
-        if self.is_whole or self._gathering:
+            work.hand_over()
+        if self.is_whole or self._gathering or not self.unshard_in_backward:
+            if self._saved is not None:
+                self._saved.take_out()
             for shard in self.by_parameter.values():
                 shard.free()
         self._gathering, self.is_whole = [], False
@@ -123,6 +140,7 @@ class Unit:
             work.wait()
         self._works, self._in_backward = [], False
         self._pending, self._to_run = set(), set()
+        _order.pop(self._communicator, None)
         for shard in self.by_parameter.values():
             shard.forget()
         self.reshard()
@@ -134,10 +152,11 @@ class Unit:
         if self._in_backward and not state.backward:
             self.reset()  # the last backward raised an error
         self.unshard()
-        for unit in self.prefetch_forward:
-            unit.gather()
+        self._start_ahead(self.prefetch_forward, self._next_forward)
         if not self._to_run:
             self._to_run = set(self.modules)
+            self._line_up()
+        self._since = tick()
         if self.policy.cast_forward_inputs and self.policy.param_dtype:
             return map_tensors((args, kwargs), partial(_cast, dtype=self.policy.param_dtype))
         return None
@@ -152,6 +171,8 @@ class Unit:
             inputs = self._watch((args, kwargs))
             for tensor in wants:
                 tensor.register_hook(partial(self._before_backward, inputs))
+        if not self._to_run:
+            self._end_line()
         if state.backward:  # computed again for a backward that is about to need it
             if not self._in_backward:
                 self.hide()
@@ -159,9 +180,39 @@ class Unit:
         self.hide()
         chosen = self.reshard_after_forward
         frees = not self.is_root if chosen is None else chosen
+        if self._saved is not None and frees and wants:
+            self._saved.collect(wants, self._since, self.by_parameter.values())
         if not self._to_run and (frees or not wants):
             self.reshard()
         return output
+
+    def _line_up(self) -> None:
+        """This unit's forward comes next."""
+        if state.backward:
+            return
+        order = _order.setdefault(self._communicator, [])
+        if order:
+            order[-1]._next_forward = ref(self)
+        order.append(self)
+
+    def _end_line(self) -> None:
+        """Its forward has ended; if it was the outermost one, backward goes the same way back."""
+        order = _order.get(self._communicator)
+        if state.backward or not order or order[0] is not self:
+            return
+        self._next_backward = ref(order[-1])
+        for one, following in pairwise(order):
+            following._next_backward = ref(one)
+        del _order[self._communicator]
+
+    def _start_ahead(self, chosen: list["Unit"], guess: "ref[Unit] | None") -> None:
+        """Start to gather what is needed next: what was chosen or, on a GPU, what is likely."""
+        likely = guess() if guess is not None and self._saved is not None else None
+        if not chosen and likely is not None and likely is not self:
+            if likely.unshard_in_backward or not self._in_backward:
+                likely.gather()
+        for unit in chosen:
+            unit.gather()
 
     def _watch(self, inputs: Any) -> list[Any]:
         """See when backward has left the module, where its own parameters do not tell."""
@@ -189,9 +240,9 @@ class Unit:
             self.unshard()
         else:
             for shard in self.by_parameter.values():
+                shard.open()  # gradients have the shape of the whole
                 shard.show_whole()
-        for unit in self.prefetch_backward:
-            unit.gather()
+        self._start_ahead(self.prefetch_backward, self._next_backward)
 
     def _on_gradient(self, parameter: Parameter) -> None:
         shard = self.by_parameter[parameter]
@@ -213,7 +264,7 @@ class Unit:
         progress()
         if not self._pending and self._in_backward:
             for work in _reducing.get(self._communicator, ()):
-                work.wait()
+                work.hand_over()
             _reducing[self._communicator], self._works = self._works, []
             self._leave_backward()
 
@@ -230,7 +281,7 @@ class Unit:
                 if work := bundle.send(self.divisor, empty=self.sends_unused):
                     self._works.append(work)
         for work in [*_reducing.pop(self._communicator, []), *self._works]:
-            work.wait()
+            work.hand_over()
         self._works, self._pending = [], set()
         self._leave_backward()
         self._in_backward = False

@@ -121,6 +121,10 @@ class Work:
             raise self._error
         return True
 
+    def hand_over(self) -> None:
+        """Wait, and keep nothing that it moves."""
+        self.wait()
+
     def is_completed(self) -> bool:
         """Whether it has ended, well or badly; moves everything forward, waits for nothing."""
         return self._moved()

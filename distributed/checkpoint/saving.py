@@ -18,6 +18,7 @@ import numpy as np
 
 from tensorlib import serialization
 from tensorlib.autograd.core import wrap
+from tensorlib.backend import at
 from tensorlib.distributed.checkpoint.storage import (
     Key,
     Metadata,
@@ -33,6 +34,7 @@ from tensorlib.distributed.checkpoint.storage import (
 from tensorlib.distributed.communicator import Communicator
 from tensorlib.distributed.objects import all_gather_object
 from tensorlib.distributed.process_group import Group, is_initialized, member
+from tensorlib.distributed.reduction import namespace
 from tensorlib.distributed.sharding import ShardedTensor
 from tensorlib.distributed.solo import SoloCommunicator
 from tensorlib.dtypes import as_dtype
@@ -366,7 +368,8 @@ def _fill_tensor(target: Tensor, key: Key, saved: Saved, folder: Path) -> None:
     start, stop = (rows.start, rows.stop) if rows else (0, shape[0] if shape else 1)
     array = target._array if target._array.ndim else target._array.reshape(1)
     for first, found in read_rows(folder, key, saved, start, stop):
-        array[first - start : first - start + len(found)] = found
+        with at(array):
+            array[first - start : first - start + len(found)] = namespace(array).asarray(found)
     target._bump()
 
 

@@ -16,10 +16,12 @@ import numpy as np
 
 import tensorlib.distributed as dist
 from tensorlib.autograd.core import wrap
+from tensorlib.backend import at
 from tensorlib.distributed.communicator import Communicator
 from tensorlib.distributed.objects import all_gather_object, broadcast_objects
 from tensorlib.distributed.optim import ZeroRedundancyOptimizer
 from tensorlib.distributed.process_group import Group, is_initialized, member
+from tensorlib.distributed.reduction import namespace
 from tensorlib.distributed.sharding import Rows, ShardedParameter, ShardedTensor, sharded
 from tensorlib.distributed.solo import SoloCommunicator
 from tensorlib.dtypes import as_dtype
@@ -366,6 +368,7 @@ def _owned_states(
         }
         for name, state in mine.items()
     }
+    params = {name: p for p, name in names.items()}
     found: dict[str, dict[str, Any]] = {}
     for owner, everyones in enumerate(all_gather_object(ranks, outlines)):
         for name, outline in everyones.items():
@@ -374,11 +377,14 @@ def _owned_states(
                 if isinstance(value, tuple):
                     shape, dtype = value
                     rows = Rows.owned(ranks, shape, owner)
-                    local = np.empty(rows.local_shape, as_dtype(dtype).numpy)
-                    local = mine[name][key]._array if owner == ranks.rank else local
+                    if owner == ranks.rank:
+                        local = mine[name][key]._array
+                    else:
+                        like = params[name]._array
+                        with at(like):
+                            local = namespace(like).empty(rows.local_shape, as_dtype(dtype).numpy)
                     value = sharded(local, rows)
                 found[name][key] = value
-    params = {name: p for p, name in names.items()}
     return {params[name]: state for name, state in found.items()}
 
 

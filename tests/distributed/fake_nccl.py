@@ -58,6 +58,7 @@ class Settings:
         refuses: what opening a communicator raises.
         async_error: what check_async_error raises.
         aborted: communicators that were aborted.
+        splits: how often a communicator was split.
     """
 
     def __init__(self) -> None:
@@ -66,6 +67,7 @@ class Settings:
         self.refuses = ""
         self.async_error = ""
         self.aborted: list[Any] = []
+        self.splits = 0
 
 
 settings = Settings()
@@ -93,8 +95,26 @@ class NcclCommunicator:
             raise NcclError(settings.refuses)
         self.device, self.tag = cuda.state.device, int.from_bytes(unique_id[:4], "little")
         self.size, self.rank, self.connected = size, rank, False
-        self._comm = MPI.COMM_WORLD
+        self._comm, self._splits = MPI.COMM_WORLD, 0
         self._ranks = _meet(unique_id, size, rank)
+
+    def commSplit(self, color: int, key: int, config: Any = None) -> NcclCommunicator | None:
+        """All ranks call it while nothing is under way."""
+        assert not settings.hangs, "operations are under way"
+        if settings.refuses:
+            raise NcclError(settings.refuses)
+        settings.splits += 1
+        self._splits += 1
+        mine = np.array([color, key, self._comm.rank])
+        others = [(int(k), int(place)) for c, k, place in self._everyones(mine) if c == color]
+        if color == -1:
+            return None
+        part = object.__new__(NcclCommunicator)
+        part.device, part.tag = self.device, self.tag + (self._splits << 22)
+        part.connected, part._comm, part._splits = False, self._comm, 0
+        part._ranks = [place for _, place in sorted(others)]
+        part.size, part.rank = len(others), part._ranks.index(self._comm.rank)
+        return part
 
     def _begin(self, op: str, stream: int, *arrays: np.ndarray) -> None:
         assert cuda.state.device == self.device, "NCCL is called on its device"
@@ -300,6 +320,16 @@ def installed(rank: int, gpus: int = 8) -> Iterator[Any]:
         patch.setattr(strict_cupy.cupy, "linalg", linalg, raising=False)
         patch.setattr(cuda.Event, "done", property(lambda self: not settings.hangs))
         yield strict_cupy.cupy
+
+
+@contextlib.contextmanager
+def reads_gpu_memory(answer: bool = True) -> Iterator[None]:
+    """Within it, MPI is asked, and says whether it reads GPU memory, which here is the host's."""
+    from tensorlib.distributed import cuda_mpi
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda_mpi, "query", lambda library: answer)
+        yield
 
 
 @contextlib.contextmanager

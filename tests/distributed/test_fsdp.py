@@ -349,5 +349,5 @@ def test_mistakes(world: Communicator) -> None:
     with pytest.raises(DistributedError, match=r"0\.weight got a gradient"):
         part[0](tl.ones(1, 2)).sum().backward()
     layer = fully_shard(nn.Linear(2, 2)).double()
-    with pytest.raises(DtypeError, match="convert the module before"):
+    with pytest.raises(DtypeError, match="convert and move the module before"):
         layer(tl.ones(1, 2))

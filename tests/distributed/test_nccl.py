@@ -54,11 +54,15 @@ def oracle(world: Communicator) -> Communicator:
     return NaiveCommunicator(MPI.COMM_WORLD)
 
 
-@pytest.fixture(scope="module", params=["nccl", "staged"])
+@pytest.fixture(scope="module", params=["nccl", "mpi", "staged"])
 def group(request: Any, world: Communicator) -> Iterator[GpuCommunicator]:
-    """Each way in which CUDA arrays travel; ranks that share a GPU are staged."""
+    """Each way in which CUDA arrays travel; NCCL refuses ranks that share a GPU."""
     gpus = 8 if request.param == "nccl" else 1
-    with fake_nccl.installed(world.rank, gpus), made(world) as group:
+    with (
+        fake_nccl.installed(world.rank, gpus),
+        fake_nccl.reads_gpu_memory(request.param == "mpi"),
+        made(world) as group,
+    ):
         from tensorlib.backend import cuda_backend
 
         group.cupy = cuda_backend.get_cuda().xp  # type: ignore[attr-defined]

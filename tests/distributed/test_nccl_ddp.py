@@ -13,10 +13,9 @@ from tensorlib.distributed.algorithms.ddp_comm_hooks import (
     quantization_hooks,
     sparse_hooks,
 )
-from tensorlib.distributed.fsdp import fully_shard
 from tensorlib.distributed.guard import check_replicas
 from tensorlib.distributed.mixed_precision import MixedPrecision
-from tensorlib.errors import ArgumentError, ReplicaError
+from tensorlib.errors import ReplicaError
 
 from ..strict_cupy import cuda, syncs
 from . import fake_nccl
@@ -186,8 +185,3 @@ def test_sync_batch_norm_on_cuda_as_on_the_cpu(world, cupy) -> None:
         for on_cpu, on_gpu in zip(*found, strict=True):
             assert on_gpu.is_cuda
             assert tl.allclose(on_gpu.detach().cpu(), on_cpu.detach(), rtol=1e-5, atol=1e-6)
-
-
-def test_fully_shard_refuses_a_module_on_a_gpu(world, cupy) -> None:
-    with made(world) as group, pytest.raises(ArgumentError, match=r"0\.weight .* is on cuda:0"):
-        fully_shard(network().to("cuda"), mesh=dist.ProcessGroup(group, "nccl"))

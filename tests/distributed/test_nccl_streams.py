@@ -353,12 +353,39 @@ def test_ranks_may_share_a_gpu_if_nccl_is_told_so(world, monkeypatch) -> None:
         assert group.carrier.name == "nccl"
 
 
-def test_a_group_of_some_ranks_has_an_nccl_of_its_own(world, cupy) -> None:
+@pytest.mark.parametrize("way", ["id", "split", "old", "refused"])
+def test_a_group_of_some_ranks_has_an_nccl_of_its_own(world, cupy, way) -> None:
     with made(world) as group:
+        if way != "id":
+            group.all_reduce(cupy.zeros(1)).wait()
+        if way == "old":
+            fake_nccl.settings.version = 21800
+        fake_nccl.settings.refuses = "no memory" if way == "refused" else ""
+        some = group.split(None if group.rank else 0)
+        assert (some is None) == (group.rank > 0)
         half = group.split(group.rank % 2, key=-group.rank)
         assert half is not None
+        fake_nccl.settings.refuses = ""
+        assert (half.carrier is None) == (way != "split")
+        assert fake_nccl.settings.splits == (2 if way == "split" else 0)
         mine = cupy.full(3, float(group.rank))
         half.all_reduce(mine).wait()
         assert_array_equal(mine.get(), np.full(3, sum(half.ranks)))
         half.close()
         assert cuda.log[-1] == ("nccl", "destroy", 0, [])
+
+
+def test_nccl_is_split_when_nothing_is_under_way(world, cupy) -> None:
+    with made(world) as group:
+        group.all_reduce(cupy.zeros(1)).wait()
+        fake_nccl.settings.hangs = True
+        group.all_reduce(cupy.zeros(1)).wait()
+        later = threading.Timer(0.3, setattr, (fake_nccl.settings, "hangs", False))
+        later.start()
+        part = group.split(0)
+        later.join()
+        assert part is not None and part.carrier is not None
+        mine = cupy.ones(2)
+        part.all_reduce(mine).wait()
+        assert_array_equal(mine.get(), np.full(2, group.size))
+        part.close()

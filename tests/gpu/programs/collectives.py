@@ -1,4 +1,4 @@
-"""One of the ranks of tests/gpu/test_nccl.py: every collective against NumPy, then DDP.
+"""One of the ranks of tests/gpu/test_nccl.py: every collective against NumPy, DDP, fully_shard.
 
     python collectives.py RANK SIZE PORT BACKEND
 
@@ -19,6 +19,8 @@ import tensorlib as tl
 import tensorlib.distributed as dist
 from tensorlib import nn
 from tensorlib.backend.cuda_backend import get_cuda
+from tensorlib.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from tensorlib.distributed.fsdp import fully_shard
 
 RANK, SIZE, PORT = (int(text) for text in sys.argv[1:4])
 UFUNCS = {"SUM": np.add, "MAX": np.maximum, "MIN": np.minimum, "PRODUCT": np.multiply}
@@ -106,6 +108,43 @@ def check_ddp(place: str) -> None:
         assert tl.allclose(got.cpu(), expected.cpu(), rtol=1e-3, atol=1e-5)
 
 
+def check_fsdp(place: str) -> None:
+    """Weights of one process, and blocks whose memory is gone between forward and backward."""
+    tl.manual_seed(0)
+    width, count = 512, 6
+    batch = tl.randn(8 * SIZE, width).to(place)
+
+    def network() -> nn.Module:
+        blocks = [nn.Sequential(nn.Linear(width, width), nn.Tanh()) for _ in range(count)]
+        return nn.Sequential(*blocks, nn.LayerNorm(width), nn.Linear(width, 8)).to(place)
+
+    single, model = network(), network()
+    model.load_state_dict(single.state_dict())
+    before = tl.cuda.memory_allocated()
+    for block in model[:count]:
+        fully_shard(block)
+    fully_shard(model)
+    get_cuda().xp.cuda.Device().synchronize()
+    freed = before - tl.cuda.memory_allocated()
+    block_bytes = 4 * width * width
+    assert freed >= count * block_bytes * (SIZE - 1) / SIZE - block_bytes, freed
+    for one, x in ((single, batch), (model, batch[8 * RANK : 8 * RANK + 8])):
+        optimizer = tl.optim.AdamW(one.parameters(), lr=1e-3, eps=1e-4)
+        for _ in range(5):
+            optimizer.zero_grad()
+            held = tl.cuda.memory_allocated()
+            loss = one(x).square().mean()
+            if one is model:  # what forward has left: activations, and the outermost unit
+                assert tl.cuda.memory_allocated() - held < 2 * block_bytes
+            loss.backward()
+            tl.nn.utils.clip_grad_norm_(one.parameters(), 1.0)
+            optimizer.step()
+    options = StateDictOptions(full_state_dict=True)
+    for name, found in get_model_state_dict(model, options=options).items():
+        expected = single.state_dict()[name]
+        assert tl.allclose(found.cpu(), expected.cpu(), rtol=1e-3, atol=1e-4), name
+
+
 def main() -> None:
     cupy = get_cuda().xp
     index = RANK % tl.cuda.device_count()
@@ -119,6 +158,7 @@ def main() -> None:
     check_messages(cupy, group)
     check_order(cupy, group)
     check_ddp(f"cuda:{index}")
+    check_fsdp(f"cuda:{index}")
     array = cupy.ones(1 << (26 if group.carrier.name == "nccl" else 18), cupy.float32)
     cupy.cuda.Device().synchronize()
     start = time.perf_counter()
