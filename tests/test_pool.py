@@ -6,6 +6,7 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -53,6 +54,21 @@ def test_several_threads_take_part(two):
     pool.run(task, 2)
     assert len(set(names.values())) == 2
     assert threading.current_thread().name in names.values()
+
+
+def test_a_worker_that_wakes_late_holds_nothing(two, monkeypatch):
+    class Task:
+        def __call__(self, i):
+            pass
+
+    late = []
+    monkeypatch.setattr(pool._Pool, "give", lambda self, job, helpers, awake: late.append(job))
+    task = Task()
+    gone = weakref.ref(task)
+    pool.run(task, 8)
+    del task
+    assert gone() is None and len(late) == 1
+    late[0].work(1)  # finds nothing to do
 
 
 def test_one_thread_starts_none(run_process):

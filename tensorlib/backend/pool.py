@@ -53,17 +53,23 @@ class _Job:
 
     def work(self, me: int) -> None:
         """Run chunks until none is left; whoever ends the last one releases `done`."""
-        task, chunks, claims = self.task, self.chunks, self._claims
+        chunks, claims = self.chunks, self._claims
         while (i := next(claims)) < chunks:
             try:
                 if not self.errors:
-                    task(i)
+                    self.task(i)
             except BaseException as error:  # handed to the caller of `run`
                 self.errors.append((i, error))
             finally:
                 if next(self._ends) == chunks:
+                    # Workers that wake late find no chunk, and must not hold the task's arrays.
+                    self.task = _nothing
                     self.ended = True
                     self.done.release()
+
+
+def _nothing(i: int) -> None:
+    """The task of a job that has ended."""
 
 
 class _Inside(threading.local):
