@@ -11,7 +11,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ..errors import GraphCaptureError
+from .kernels import box_muller as transform
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
@@ -89,12 +92,70 @@ def uniform(xp: Any, seed: int, offset: int, count: int, double: bool) -> Any:
 
 
 def normal(xp: Any, seed: int, offset: int, count: int, double: bool) -> Any:
-    """`count` standard normal numbers, from pairs of uniforms (Box & Muller 1958)."""
+    """`count` standard normal numbers, from pairs of uniforms; see `kernels.box_muller`."""
     pairs = -(-count // 2)
     u = uniform(xp, seed, offset, 2 * pairs, double).reshape(pairs, 2)
-    radius = xp.sqrt(-2 * xp.log(1 - u[:, 0]))  # 1 - u lies in (0, 1]
-    angle = u[:, 1] * u.dtype.type(6.283185307179586)
     out = xp.empty((pairs, 2), u.dtype)
-    out[:, 0] = radius * xp.cos(angle)
-    out[:, 1] = radius * xp.sin(angle)
+    for start in range(0, pairs, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        out[part, 0], out[part, 1] = box_muller(xp, u[part, 0], u[part, 1])
     return out.reshape(-1)[:count]
+
+
+def _polynomial(x: Any, coefficients: tuple[float, ...]) -> Any:
+    """c₀ + c₁ x + c₂ x² + ... by Horner's rule."""
+    last, *rest = (x.dtype.type(c) for c in reversed(coefficients))
+    p = x * last + rest[0]
+    for c in rest[1:]:
+        p = p * x + c
+    return p
+
+
+def _head(x: Any) -> Any:
+    """The upper half of the digits of numbers; the square of that is exact."""
+    integer, low = (np.int32, 12) if x.dtype.itemsize == 4 else (np.int64, 27)
+    return (x.view(integer) & integer(-1 << low)).view(x.dtype)
+
+
+def _squared_radius(x: Any) -> Any:
+    """-2 log x, for x in (0, 1]."""
+    real = x.dtype.type
+    single = real is np.float32
+    integer, mantissa = (np.int32, 23) if single else (np.int64, 52)
+    which = 0 if single else 1
+    bits = x.view(integer)
+    exponent = bits - real(transform.ROOT_HALF).view(integer) >> integer(mantissa)
+    n, f = exponent.astype(real), real(1) - (bits - (exponent << integer(mantissa))).view(real)
+    high, low = (real(part) for part in transform.LOG_QUARTER[which])
+    terms = transform.LOGARITHMS[which]
+    if single:
+        rest = n * low + (f * f) * _polynomial(f, terms)
+    else:
+        s = f / (real(2) - f)
+        h, z = f * f, s * s
+        rest = n * low + (s * (h + _polynomial(z, terms) * z) + h)
+    return n * high + (rest + (f + f))
+
+
+def box_muller(xp: Any, u: Any, v: Any) -> tuple[Any, Any]:
+    """Independent normal numbers from two arrays of uniform ones, as `kernels.box_muller` does."""
+    real = u.dtype.type
+    which = 0 if real is np.float32 else 1
+    square = _squared_radius(real(1) - u)
+    r = xp.sqrt(square)
+    r_head = _head(r)
+    r_tail = (square - r_head * r_head) / (r + r_head + xp.finfo(real).tiny)
+    y = real(2) - real(4) * v
+    a = abs(y) - real(1)
+    distance = abs(a)
+    far = distance > 0.5
+    t = xp.where(far, real(1) - distance, distance)
+    z = t * t
+
+    whole, rest = real(1.5) * t, t * _polynomial(z, transform.SINES[which])
+    s = whole + rest
+    s_head = _head(s)
+    s = r_head * s_head + (r_head * ((whole - s_head) + rest) + r_tail * s)
+    c = z * _polynomial(z, transform.COSINES[which])
+    c = r_head + (r_head * c + r_tail * (real(1) + c))
+    return xp.copysign(xp.where(far, c, s), a), xp.copysign(xp.where(far, s, c), y)

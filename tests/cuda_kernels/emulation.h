@@ -269,9 +269,27 @@ static inline unsigned __float_as_uint(float x) {
     memcpy(&out, &x, 4);
     return out;
 }
+static inline int __float_as_int(float x) { return (int)__float_as_uint(x); }
+static inline float __int_as_float(int x) { return __uint_as_float((unsigned)x); }
+static inline double __longlong_as_double(long long x) {
+    double out;
+    memcpy(&out, &x, 8);
+    return out;
+}
+// What a GPU rounds by itself; g++ fuses nothing either (-ffp-contract=off).
+static inline float __fadd_rn(float a, float b) { return a + b; }
+static inline float __fmul_rn(float a, float b) { return a * b; }
+static inline float __fdiv_rn(float a, float b) { return a / b; }
+static inline float __fsqrt_rn(float x) { return std::sqrt(x); }
+static inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+static inline double __dadd_rn(double a, double b) { return a + b; }
+static inline double __dmul_rn(double a, double b) { return a * b; }
+static inline double __ddiv_rn(double a, double b) { return a / b; }
+static inline double __dsqrt_rn(double x) { return std::sqrt(x); }
+static inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
 static inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 using std::abs, std::exp, std::log, std::log1p, std::expm1, std::sqrt, std::tanh, std::erf,
-    std::floor, std::pow, std::isfinite, std::fma;
+    std::floor, std::pow, std::isfinite, std::fma, std::copysign;
 
 static inline float float16_to_float(unsigned short bits) {
     _Float16 x;

@@ -4,8 +4,7 @@ A kernel fills the blocks `start` up to `stop` of its result from the blocks ``f
 the stream. It draws a group of blocks into a small buffer, which is one vectorized loop, and turns
 the words into numbers in a second one. Nothing depends on how the blocks are split.
 
-Words, integers and uniform numbers have the bits of the plain expressions; normal ones differ by
-the rounding of logarithm, sine and cosine.
+All numbers have the bits of the plain expressions.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from .. import layout
 from ..pool import parallel
-from .compiler import STRICT, inline, kernel
+from .box_muller import EXACT, UNITS, squared_radius, turned
+from .compiler import inline, kernel
 from .local import local
-from .raw import sqrt
-from .vector import log
 
 _GROUP = 64  # blocks drawn at a time: the buffer's 1 KB stays in the first cache
 _GRAIN = 1 << 13  # blocks that are worth another thread
@@ -35,19 +34,28 @@ def _blocks() -> Any:
     low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
     m0, m1, w0, w1 = np.uint64(_M0), np.uint64(_M1), np.uint64(_W0), np.uint64(_W1)
 
+    def rounds(c0: Any, c1: Any, seed: Any) -> Any:
+        c2, c3 = np.uint64(0), np.uint64(0)
+        k0, k1 = seed & low, seed >> half
+        for _ in range(10):
+            p0, p1 = c0 * m0, c2 * m1
+            c0, c1 = (p1 >> half) ^ c1 ^ k0, p1 & low
+            c2, c3 = (p0 >> half) ^ c3 ^ k1, p0 & low
+            k0, k1 = (k0 + w0) & low, (k1 + w1) & low
+        return c0 | c1 << half, c2 | c3 << half
+
+    block = inline(rounds)
+
     def blocks(pairs: Any, seed: Any, first: Any) -> None:
-        s = np.uint64(seed)
-        for j in range(_GROUP):
-            index = np.uint64(first + j)
-            c0, c1, c2, c3 = index & low, index >> half, np.uint64(0), np.uint64(0)
-            k0, k1 = s & low, s >> half
-            for _ in range(10):
-                p0, p1 = c0 * m0, c2 * m1
-                c0, c1 = (p1 >> half) ^ c1 ^ k0, p1 & low
-                c2, c3 = (p0 >> half) ^ c3 ^ k1, p0 & low
-                k0, k1 = (k0 + w0) & low, (k1 + w1) & low
-            pairs[2 * j] = c0 | c1 << half
-            pairs[2 * j + 1] = c2 | c3 << half
+        s, start = np.uint64(seed), np.uint64(first)
+        lowest, high = start & low, start >> half
+        if lowest <= low - np.uint64(_GROUP):  # what depends on the upper half is computed once
+            for j in range(_GROUP):
+                pairs[2 * j], pairs[2 * j + 1] = block(lowest + np.uint64(j), high, s)
+        else:
+            for j in range(_GROUP):
+                index = start + np.uint64(j)
+                pairs[2 * j], pairs[2 * j + 1] = block(index & low, index >> half, s)
 
     return inline(blocks)
 
@@ -162,10 +170,16 @@ def _per_block(real: Any) -> tuple[int, Any]:
     return (4, np.uint32) if real is np.float32 else (2, np.uint64)
 
 
+def _bits(real: Any) -> Any:
+    """A helper: the upper 24 bits of a word (float64: 53 of two) as a whole number."""
+    shift = np.uint32(8) if real is np.float32 else np.uint64(11)
+    return inline(lambda word: real(word >> shift))
+
+
 def _fraction(real: Any) -> Any:
     """A helper: a word (float64: two) as a number in [0, 1)."""
-    shift, unit = (np.uint32(8), 2.0**-24) if real is np.float32 else (np.uint64(11), 2.0**-53)
-    unit = real(unit)
+    shift = np.uint32(8) if real is np.float32 else np.uint64(11)
+    unit = real(UNITS[0 if real is np.float32 else 1])
     return inline(lambda word: real(word >> shift) * unit)
 
 
@@ -186,57 +200,28 @@ def philox_uniform(real: Any) -> Any:
     return body
 
 
-def _turn(real: Any) -> Any:
-    """A helper: sine and cosine of an angle in [0, 2π], by the nearest quarter turn."""
-    single = real is np.float32
-    # π/2 in three parts. Up to four times the first is exact, so that what is left of an angle
-    # next to a quarter turn has all its digits.
-    bits = 16 if single else 40
-    head = math.floor(math.pi / 2 * 2**bits) / 2**bits
-    high, middle = real(head), real(math.pi / 2 - head)
-    low = real(math.pi / 2 - head - float(middle) + 6.123233995736766e-17)
-    per_quarter, half = real(2 / math.pi), real(0.5)
-    last = 11 if single else 19
-    sines = tuple(real((-1) ** (k // 2) / math.factorial(k)) for k in range(last, 1, -2))
-    cosines = tuple(real((-1) ** (k // 2) / math.factorial(k)) for k in range(last - 1, 0, -2))
-    one, two, three = real(1), real(2), real(3)
-
-    def turn(angle: Any) -> Any:
-        k = np.floor(angle * per_quarter + half)
-        r = angle - k * high - k * middle - k * low
-        z = r * r
-        s, c = sines[0], cosines[0]
-        for a in sines[1:]:
-            s = s * z + a
-        for a in cosines[1:]:
-            c = c * z + a
-        s, c = r + r * z * s, one + z * c
-        sine, cosine = (c, s) if k == one or k == three else (s, c)
-        sine = -sine if k == two or k == three else sine
-        cosine = -cosine if k == one or k == two else cosine
-        return sine, cosine
-
-    return inline(turn, STRICT)
-
-
-@kernel("out: real[1], seed: int, first: int, start: int, stop: int", fastmath=frozenset())
+@kernel("out: real[1], seed: int, first: int, start: int, stop: int", fastmath=EXACT)
 def philox_normal(real: Any) -> Any:
-    """Pairs of uniforms, transformed as Box and Muller (1958) do."""
+    """Pairs of uniforms, transformed."""
     per_block, word = _per_block(real)
-    blocks, buffer, fraction = _blocks(), local(np.uint64, 2 * _GROUP, word), _fraction(real)
-    logarithm, turn = log(real), _turn(real)
-    root, one, minus_two, whole = sqrt(real), real(1), real(-2), real(2 * math.pi)
+    blocks, buffer = _blocks(), local(np.uint64, 2 * _GROUP, word)
+    squared, both, bits = squared_radius(real), turned(real), _bits(real)
+    numbers = local(real, _GROUP * per_block // 2)
+    others = local(real, _GROUP * per_block // 2)
 
     def body(out: Any, seed: Any, first: Any, start: Any, stop: Any) -> None:
         pairs, words = buffer()
+        squares, turns = numbers(), others()
         for i in range(start, stop, _GROUP):
             blocks(pairs, seed, first + i)
             part = out[per_block * i : per_block * min(i + _GROUP, stop)]
             for j in range(len(part) // 2):
-                radius = root(minus_two * logarithm(one - fraction(words[2 * j])))
-                sine, cosine = turn(fraction(words[2 * j + 1]) * whole)
-                part[2 * j] = radius * cosine
-                part[2 * j + 1] = radius * sine
+                squares[j] = squared(bits(words[2 * j]))
+                turns[j] = bits(words[2 * j + 1])
+            for j in range(len(part) // 2):
+                x, y = both(squares[j], turns[j])
+                part[2 * j] = x
+                part[2 * j + 1] = y
 
     return body
 
@@ -304,8 +289,14 @@ def scale_where(real: Any) -> Any:
 
 
 def dropout(x: Any, p: float, scale: float, seed: int, offset: int) -> tuple[Any, Any]:
-    """The result, and a byte for each element: whether it was kept."""
-    x = np.asarray(x, order="C")
+    """The result, and a byte for each element: whether it was kept.
+
+    The numbers go by the elements' places in the array, not in memory.
+    """
+    if not x.flags.c_contiguous:
+        order = layout.kept_order(x)
+        given = np.ascontiguousarray(x)
+        return tuple(layout.arranged(np, a, order) for a in dropout(given, p, scale, seed, offset))
     out, kept = np.empty(x.shape, x.dtype), np.empty(x.shape, bool)
     bits, per_block = (24, 4) if x.dtype == np.float32 else (53, 2)
     # A fraction reaches p, rounded to its type, exactly if its bits reach this integer.
@@ -318,8 +309,9 @@ def dropout(x: Any, p: float, scale: float, seed: int, offset: int) -> tuple[Any
 
 def scale_kept(x: Any, kept: Any, scale: float) -> Any:
     """x · scale where it was kept, x · 0 elsewhere."""
-    x, kept = np.asarray(x, order="C"), np.asarray(kept, order="C")
+    order = layout.kept_order(kept)
+    x, kept = (layout.arranged(np, a, order).transpose(order) for a in (x, kept))
     out = np.empty(x.shape, x.dtype)
     arrays = (x.reshape(-1), kept.reshape(-1), out.reshape(-1))
     parallel(scale_where, x.size, 1 << 16, *arrays, scale)
-    return out
+    return layout.from_memory_order(out, order)

@@ -102,7 +102,7 @@ def _format(real: Any) -> tuple[int, int, int]:
     return (32, 23, 127) if real is np.float32 else (64, 52, 1023)
 
 
-def _on_bits(real: Any, results: int, generate: Callable[..., list[Any]]) -> Any:
+def on_bits(real: Any, results: int, generate: Callable[..., list[Any]]) -> Any:
     """An intrinsic of a number, written on its bits.
 
     Args:
@@ -140,7 +140,7 @@ def power_of_two(real: Any) -> Any:
         shifted = builder.shl(bits, constant(mantissa))
         return [builder.add(shifted, constant(bias << mantissa))]
 
-    return _on_bits(real, 1, generate)
+    return on_bits(real, 1, generate)
 
 
 def _two_powers(real: Any) -> Any:
@@ -156,10 +156,10 @@ def _two_powers(real: Any) -> Any:
         second = builder.sub(bits, first)
         return [builder.shl(half, constant(mantissa)) for half in (first, second)]
 
-    return _on_bits(real, 2, generate)
+    return on_bits(real, 2, generate)
 
 
-def _mantissa_and_exponent(real: Any) -> Any:
+def mantissa_and_exponent(real: Any) -> Any:
     """A helper: m and ``n + magic(real)``, where x = m · 2ⁿ with m from √½ to √2."""
     _, mantissa, _ = _format(real)
     integer = np.int32 if real is np.float32 else np.int64
@@ -171,7 +171,7 @@ def _mantissa_and_exponent(real: Any) -> Any:
         m = builder.sub(bits, builder.shl(n, constant(mantissa)))
         return [m, builder.add(n, constant(big))]
 
-    return _on_bits(real, 2, generate)
+    return on_bits(real, 2, generate)
 
 
 def with_sign(real: Any) -> Any:
@@ -349,7 +349,7 @@ def sigmoid(real: Any) -> Any:
 def log(real: Any) -> Any:
     """A helper: the natural logarithm."""
     single = real is np.float32
-    split, big = _mantissa_and_exponent(real), magic(real)
+    split, big = mantissa_and_exponent(real), magic(real)
     _, ln2_high, ln2_low = _powers(real)
     zero, half, one, two = real(0), real(0.5), real(1), real(2)
     tiny, lift = real(np.finfo(real).tiny), real(2.0 ** (24 if single else 54))

@@ -1,4 +1,4 @@
-"""Random numbers, with the bits of the CPU's; normal ones within two units of the last place."""
+"""Random numbers, with the bits of the CPU's."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ... import layout
 from .. import launch
-from .arrays import DOUBLE, SINGLE, contiguous
+from .arrays import DOUBLE, SINGLE, arranged, contiguous
 from .sorting import argsort
 
 
@@ -60,7 +61,11 @@ def random_normal(seed: int, offset: int, count: int, double: bool) -> Any:
 
 
 def dropout(x: Any, p: float, scale: float, seed: int, offset: int) -> tuple[Any, Any]:
-    """The result, and a bool for each element: whether it was kept."""
+    """The result, and a bool for each element: whether it was kept.
+
+    An element's number is that of its place in C order, however x lies.
+    """
+    order = layout.order_of_images(x)
     x, xp = contiguous(x), launch.runner().xp
     out, kept = xp.empty(x.shape, x.dtype), xp.empty(x.shape, bool)
     real = DOUBLE if x.dtype == DOUBLE else SINGLE
@@ -70,4 +75,4 @@ def dropout(x: Any, p: float, scale: float, seed: int, offset: int) -> tuple[Any
     if x.size:
         launch.start("random", "dropout", (x.dtype,), launch.elements(x.size, per_block), x, out,
                      kept, x.size, *stream(seed, offset), threshold, float(scale))  # fmt: skip
-    return out, kept
+    return arranged(out, order), arranged(kept, order)
