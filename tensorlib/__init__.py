@@ -14,8 +14,9 @@ tensor([[4., 4.],
 from math import e, inf, nan, pi
 from typing import Any as _Any
 
-from . import accelerator, amp, autograd, backends, cuda, dtypes, errors
+from . import accelerator, amp, autograd, backends, cpu, cuda, dtypes, errors
 from . import config as __config__
+from .accelerator import get_device_module
 from .amp import (
     autocast,
     get_autocast_dtype,
@@ -349,14 +350,16 @@ __all__ = [
     "ceil", "cfloat", "channels_last", "channels_last_3d", "chunk", "clamp", "clamp_max",
     "clamp_min", "clip", "clone", "compile", "complex", "complex64", "complex128", "concat",
     "concatenate", "conj", "conj_physical", "constant_pad_nd", "contiguous_format", "cos",
-    "cosh", "count_nonzero", "cuda", "cumsum", "default_generator", "detach", "device", "diag",
+    "cosh", "count_nonzero", "cpu", "cuda", "cumsum", "default_generator", "detach", "device",
+    "diag",
     "diagonal", "digamma", "div", "divide", "dot", "double", "dtype", "dtypes", "e", "einsum",
     "empty", "empty_cache", "empty_like", "enable_grad", "eq", "equal", "erf", "erfc", "erfinv",
     "errors", "exp", "exp2", "expm1", "eye", "finfo", "fix", "flatten", "flip", "float",
     "float16", "float32", "float64", "floor", "floor_divide", "fmod", "frac", "from_dlpack",
     "from_numpy", "frombuffer", "full", "full_like", "gather", "ge", "get_autocast_dtype",
     "get_default_device",
-    "get_default_dtype", "get_device", "get_float32_matmul_precision",
+    "get_default_dtype", "get_device", "get_device_module",
+    "get_float32_matmul_precision",
     "get_num_interop_threads", "get_num_threads",
     "get_rng_state", "greater", "greater_equal", "gt", "half", "hstack", "iinfo", "imag",
     "index_add", "index_copy", "index_fill", "index_put", "index_select", "inf",

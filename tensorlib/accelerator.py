@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
-from . import cuda
+from . import cpu, cuda
+from .cuda import (
+    empty_cache,
+    get_device_capability,
+    max_memory_allocated,
+    max_memory_reserved,
+    memory_allocated,
+    memory_reserved,
+    memory_stats,
+    reset_peak_memory_stats,
+)
 from .device import device
+from .device import device as device_type
 
 
 def is_available() -> bool:
@@ -33,6 +45,29 @@ def set_device_index(device: Any) -> None:
     cuda.set_device(device)
 
 
+current_device_idx, set_device_idx = current_device_index, set_device_index
+
+
+class device_index(cuda.device):
+    """A context in which a GPU, by its index, is the current one; None changes nothing."""
+
+
+def get_memory_info(device: Any = None) -> tuple[int, int]:
+    """(free, total) bytes of a GPU, as its driver says: all programs count."""
+    return cuda.mem_get_info(device)
+
+
+def get_device_module(device: Any = None) -> ModuleType:
+    """`tensorlib.cuda` or `tensorlib.cpu`: the module of a device.
+
+    Args:
+        device: A device or its name; by default the GPU, and the CPU where there is none.
+    """
+    if device is None:
+        return cuda if is_available() else cpu
+    return cuda if device_type(device).type == "cuda" else cpu
+
+
 def current_stream(device: Any = None) -> cuda.Stream:
     """The stream that this thread's work on a GPU goes to."""
     return cuda.current_stream(device)
@@ -50,10 +85,22 @@ def synchronize(device: Any = None) -> None:
 
 __all__ = [
     "current_accelerator",
+    "current_device_idx",
     "current_device_index",
     "current_stream",
     "device_count",
+    "device_index",
+    "empty_cache",
+    "get_device_capability",
+    "get_memory_info",
     "is_available",
+    "max_memory_allocated",
+    "max_memory_reserved",
+    "memory_allocated",
+    "memory_reserved",
+    "memory_stats",
+    "reset_peak_memory_stats",
+    "set_device_idx",
     "set_device_index",
     "set_stream",
     "synchronize",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from ..backend.cuda import nvrtc
 from ..backend.cuda_backend import get_cuda, is_available
 from ..device import device as device_type
 from ..errors import DeviceError
@@ -26,6 +27,20 @@ def index_of(device: Any) -> int:
             f"cuda: there is no cuda:{index}; {b.count} GPUs are visible, from cuda:0 on"
         )
     return index
+
+
+def init() -> None:
+    """Load CuPy and look for GPUs, which otherwise happens at the first use.
+
+    Raises:
+        DeviceError: CuPy is not installed, or there is no GPU.
+    """
+    get_cuda()
+
+
+def is_initialized() -> bool:
+    """Whether GPUs have been looked for, and found; a process forked after that has none."""
+    return get_cuda.cache_info().currsize > 0
 
 
 def device_count() -> int:
@@ -114,6 +129,22 @@ def get_device_capability(device: Any = None) -> tuple[int, int]:
 def is_bf16_supported(including_emulation: bool = True) -> bool:
     """Whether the current GPU computes in bfloat16 (with `including_emulation`, all do)."""
     return is_available() and (including_emulation or get_device_capability()[0] >= 8)
+
+
+def is_tf32_supported() -> bool:
+    """Whether the current GPU can round factors of float32 products to TF32."""
+    return is_available() and get_device_capability()[0] >= 8
+
+
+def get_arch_list() -> list[str]:
+    """The architectures that kernels can be compiled for here, when one is first used."""
+    return [f"sm_{arch}" for arch in nvrtc.architectures()] if is_available() else []
+
+
+def get_gencode_flags() -> str:
+    """The architectures as options of nvcc."""
+    archs = [name.removeprefix("sm_") for name in get_arch_list()]
+    return " ".join([f"-gencode compute=compute_{a},code=sm_{a}" for a in archs])
 
 
 def can_device_access_peer(device: Any, peer_device: Any) -> bool:

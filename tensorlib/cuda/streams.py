@@ -8,8 +8,8 @@ Work of one stream is done in order; streams wait for one another where they are
         y = x @ x
     tl.cuda.current_stream().wait_stream(side)     # before y is used here
 
-A tensor's memory goes back to the stream that it was made on as soon as the tensor is dropped: keep
-tensors that another stream still reads until that stream has been waited for.
+A tensor's memory goes back to the stream that it was made on as soon as the tensor is dropped. Of a
+tensor that another stream still reads, say so: ``x.record_stream(side)``.
 """
 
 from __future__ import annotations
@@ -212,3 +212,24 @@ class stream:
             device, before = self._entered.pop()
             before.raw.use()
             device.__exit__(*exc)
+
+
+StreamContext = stream
+
+
+def get_stream_from_external(data_ptr: int, device: Any = None) -> ExternalStream:
+    """The stream of another library, by its address."""
+    return ExternalStream(data_ptr, device)
+
+
+__all__ = [
+    "Event",
+    "ExternalStream",
+    "Stream",
+    "StreamContext",
+    "current_stream",
+    "default_stream",
+    "get_stream_from_external",
+    "set_stream",
+    "stream",
+]

@@ -6,6 +6,7 @@
 `containers`    Sequential, ModuleList, ModuleDict, ParameterList, ParameterDict
 `layers`        one file per family of layers
 `functional`    what the layers compute, as functions
+`attention`     which kernels scaled_dot_product_attention may take
 `init`          initial values
 `utils`         gradient clipping, parameters as a vector
 `parallel`      DistributedDataParallel, from tensorlib.distributed
@@ -14,6 +15,7 @@
 
 from typing import Any
 
+from tensorlib.nn import attention as attention
 from tensorlib.nn import functional as functional
 from tensorlib.nn import init as init
 from tensorlib.nn import parallel as parallel

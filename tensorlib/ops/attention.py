@@ -16,6 +16,7 @@ from typing import Any
 from ..autograd.core import wrap
 from ..autograd.primitive import primitive
 from ..backend import get_backend, philox
+from ..backend.attention_paths import PATHS, refuse
 from ..dtypes import HALF
 from .elementwise import cast, where
 from .precision import like, wide
@@ -108,10 +109,13 @@ def _vjp(
     g, g_lse = b.zeros_like(out) if g[0] is None else g[0], g[1]
     q, k, v, added, fused = _operands(b, "attention_backward", query, key, value, mask, g, out)
     if fused:
-        g, out = (x if q is query else wide(x) for x in (g, out))
-        return fused(
-            g, g_lse, out, lse, q, k, v, added, needs[3], scale, causal, dropout, seed, offset
-        )  # type: ignore[no-any-return]
+        gs, outs = (x if q is query else wide(x) for x in (g, out))
+        found = fused(
+            gs, g_lse, outs, lse, q, k, v, added, needs[3], scale, causal, dropout, seed, offset
+        )
+        if found is not None:
+            return found  # type: ignore[no-any-return]
+        q, k, v, added = (x if x is None else wide(x) for x in (q, k, v, added))
     g, out = wide(g), wide(out)
     heads, shared = q.shape[1], k.shape[1]
     k, v = _repeated(b, k, heads), _repeated(b, v, heads)
@@ -141,12 +145,12 @@ def _operands(
     if not (query.size and key.size and value.size):
         return wide(query), wide(key), wide(value), None if mask is None else wide(mask), None
     given = query, key, value, *others, _floating(mask)
-    fused = b.kernel(name, *given)
+    fused = PATHS.kernel(b, name, given)
     if fused or query.dtype not in HALF:
         return query, key, value, mask, fused
     given = tuple([None if x is None else wide(x) for x in given])
     added = None if mask is None else wide(mask)
-    return (*given[:3], added, b.kernel(name, *given))
+    return (*given[:3], added, PATHS.kernel(b, name, given))
 
 
 @primitive(
@@ -162,9 +166,13 @@ def attention_p(
     are 0. Dropout takes its random words from block `offset` of stream `seed`.
     """
     q, k, v, added, fused = _operands(b, "attention", query, key, value, mask)
+    found = fused(q, k, v, added, scale, causal, dropout, seed, offset) if fused else None
+    if found is not None:
+        return like(found[0], query), found[1]
     if fused:
-        out, lse = fused(q, k, v, added, scale, causal, dropout, seed, offset)
-        return like(out, query), lse
+        q, k, v, added = (x if x is None else wide(x) for x in (q, k, v, added))
+    if not PATHS.math and query.size and key.size and value.size:
+        refuse(query, mask)
     k, v = _repeated(b, k, q.shape[1]), _repeated(b, v, q.shape[1])
     scores = _scores(b, q, k, added, scale, causal)
     if k.shape[2] == 0:

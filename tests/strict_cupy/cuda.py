@@ -27,7 +27,11 @@ class OutOfMemoryError(MemoryError):
 
 
 class CUDARuntimeError(RuntimeError):
-    """What CuPy raises for an error of the CUDA runtime."""
+    """What CuPy raises for an error of the CUDA runtime, by its number."""
+
+    def __init__(self, status: Any = 999) -> None:
+        self.status = status
+        super().__init__(f"cudaError: {status}")
 
 
 class State(threading.local):
@@ -95,6 +99,7 @@ class MemoryPool:
         self._used: dict[int, int] = {}
         self._free: dict[int, list[int]] = {}
         self._living: set[int] = set()
+        self._limits: dict[int, int] = {}
 
     def malloc(self, size: int) -> MemoryPointer:
         """Memory on the current device."""
@@ -103,7 +108,7 @@ class MemoryPool:
         free = self._free.setdefault(device, [])
         if rounded in free:
             free.remove(rounded)
-        elif self.total_bytes() + rounded > shared.total:
+        elif self.total_bytes() + rounded > (self.get_limit() or shared.total):
             raise OutOfMemoryError(rounded, self.total_bytes())
         memory = Memory(rounded, self)
         self._living.add(id(memory))
@@ -133,7 +138,10 @@ class MemoryPool:
         self._free[state.device] = []
 
     def get_limit(self) -> int:
-        return 0
+        return self._limits.get(state.device, 0)
+
+    def set_limit(self, size: int | None = None, fraction: float | None = None) -> None:
+        self._limits[state.device] = int(shared.total * fraction) if size is None else size
 
 
 pool = MemoryPool()
@@ -363,6 +371,19 @@ def _device_properties(index: int) -> dict[str, Any]:
     }
 
 
+def _noted(name: str) -> Callable[..., int]:
+    """A function that is recorded with its arguments."""
+
+    def call(*args: Any) -> int:
+        log.append((name, *args))
+        return len(log)
+
+    return call
+
+
+nvtx = SimpleNamespace(
+    **{n: _noted(n) for n in ("Mark", "RangePush", "RangePop", "RangeStart", "RangeEnd")}
+)
 runtime = SimpleNamespace(
     CUDARuntimeError=CUDARuntimeError,
     getDeviceCount=lambda: shared.devices,
@@ -372,4 +393,9 @@ runtime = SimpleNamespace(
     runtimeGetVersion=lambda: 13000,
     driverGetVersion=lambda: 13000,
     memGetInfo=lambda: Device().mem_info,
+    deviceGetPCIBusId=lambda index: f"0000:0{index}:00.0",
+    profilerStart=_noted("profilerStart"),
+    profilerStop=_noted("profilerStop"),
+    hostRegister=_noted("hostRegister"),
+    hostUnregister=_noted("hostUnregister"),
 )

@@ -12,6 +12,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from ..attention_paths import PATHS
 from . import dnn, fused
 from .conv import _result, _tensor
 from .dnn import Layout, layout
@@ -33,6 +34,23 @@ def _like_heads(shape: tuple[int, ...], dtype: Any) -> Any:
     """New memory (B, H, L, E) that lies as (B, L, H, E)."""
     n, heads, length, width = shape
     return dnn.cupy().empty((n, length, heads, width), dtype).transpose(0, 2, 1, 3)
+
+
+def _gradients_like(q: Any, k: Any, v: Any) -> tuple[Any, Any, Any]:
+    """New memory for the gradients of q, k and v: of parts of one projection, again in one."""
+    n, heads, length, width = q.shape
+    part, size = heads * width, q.itemsize
+    strides = tuple([s * size for s in (3 * length * part, width, 3 * part, 1)])
+    at = [x.data.ptr for x in (q, k, v)]
+    if (
+        q.strides == k.strides == v.strides == strides
+        and q.shape == k.shape == v.shape
+        and at[2] - at[1] == at[1] - at[0] == part * size
+        and part * size % 16 == 0  # what cuDNN takes for granted of addresses
+    ):
+        whole = dnn.cupy().empty((n, length, 3, heads, width), q.dtype)
+        return tuple([whole[:, :, i].transpose(0, 2, 1, 3) for i in range(3)])
+    return tuple([_like_heads(x.shape, x.dtype) for x in (q, k, v)])
 
 
 def _column(x: Any) -> Layout:
@@ -72,8 +90,8 @@ def backward_graph(
 def attention(
     query: Any, key: Any, value: Any, mask: Any, scale: float, causal: bool, dropout: float,
     seed: int, offset: int,
-) -> tuple[Any, Any]:  # fmt: skip
-    """(out, lse) of (B, H, L, E), (B, H', S, E), (B, H', S, Ev)."""
+) -> tuple[Any, Any] | None:  # fmt: skip
+    """(out, lse) of (B, H, L, E), (B, H', S, E), (B, H', S, Ev); None if no open kernel does it."""
     if mask is None and not dropout and dtype_name(query.dtype) in dnn.HALVES:
         q, k, v = _rows(query), _rows(key), _rows(value)
         out = _like_heads((*q.shape[:3], v.shape[3]), q.dtype)
@@ -86,6 +104,8 @@ def attention(
             {n: a.data.ptr for n, a in at.items()},
         ):  # fmt: skip
             return out, lse
+    if not PATHS.own:
+        return None
     own: Any = fused.find("attention", (query, key, value))
     return own(query, key, value, mask, scale, causal, dropout, seed, offset)  # type: ignore[no-any-return]
 
@@ -93,12 +113,12 @@ def attention(
 def attention_backward(
     g: Any, g_lse: Any, out: Any, lse: Any, query: Any, key: Any, value: Any, mask: Any,
     wants_mask: bool, scale: float, causal: bool, dropout: float, seed: int, offset: int,
-) -> tuple[Any, Any, Any, Any]:  # fmt: skip
-    """The gradients of query, key, value, and of an added mask if wanted."""
+) -> tuple[Any, Any, Any, Any] | None:  # fmt: skip
+    """The gradients of query, key, value, and of an added mask if wanted; None as above."""
     plain = mask is None and not dropout and g_lse is None
     if plain and dtype_name(query.dtype) in dnn.HALVES and g.dtype == query.dtype == out.dtype:
         q, k, v, g, out = _rows(query), _rows(key), _rows(value), _rows(g), _rows(out)
-        dq, dk, dv = (_like_heads(x.shape, x.dtype) for x in (q, k, v))
+        dq, dk, dv = _gradients_like(q, k, v)
         repeatable = cudnn_is_deterministic()
         sides = (*map(layout, (q, k, v, out)), _column(lse), *map(layout, (g, dq, dk, dv)))
         at = {Q: q, K: k, V: v, OUT: out, LSE: lse, G: g, DQ: dq, DK: dk, DV: dv}
@@ -108,6 +128,8 @@ def attention_backward(
             {n: a.data.ptr for n, a in at.items()},
         ):  # fmt: skip
             return dq, dk, dv, None
+    if not PATHS.own:
+        return None
     own: Any = fused.find("attention_backward", (query, key, value, g, out))
     return own(  # type: ignore[no-any-return]
         g, g_lse, out, lse, query, key, value, mask, wants_mask, scale, causal, dropout, seed,

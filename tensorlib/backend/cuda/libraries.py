@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..attention_paths import PATHS
 from . import attention, conv, dnn, feed_forward, fused, gemm
 from .gemm import dtype_name
 from .settings import CUDNN
@@ -21,6 +22,7 @@ _ATTENTION: dict[str, Callable[..., Any]] = {
 _EPILOGUES: dict[str, Callable[..., Any]] = {
     "feed_forward": feed_forward.feed_forward,
     "feed_forward_back": feed_forward.feed_forward_back,
+    "linear_back": feed_forward.linear_back,
 }
 _CUDNN = {**_CONVOLUTIONS, **_ATTENTION}
 
@@ -33,13 +35,14 @@ def find(name: str, arrays: tuple[Any, ...]) -> Callable[..., Any] | None:
     if name in _EPILOGUES:
         return _EPILOGUES[name] if gemm.has_epilogues(*arrays) else None
     own = fused.find(name, arrays)
-    if own is None or name not in _CUDNN or not CUDNN.enabled or dnn.library() is None:
-        return own
+    wanted = CUDNN.enabled and (PATHS.cudnn or name not in _ATTENTION)
+    if own is None or name not in _CUDNN or not wanted or dnn.library() is None:
+        return own if PATHS.own or name not in _ATTENTION else None
     first = arrays[0]
     if (
         dtype_name(first.dtype) not in dnn.HALVES
         if name in _ATTENTION
         else not 3 <= first.ndim <= 5
     ):
-        return own
+        return own if PATHS.own or name not in _ATTENTION else None
     return _CUDNN[name]

@@ -10,6 +10,7 @@ long as the memory does::
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from typing import Any
 
 from ...errors import OutOfMemoryError
@@ -33,12 +34,20 @@ class Statistics:
 
 
 class Block:
-    """Memory in use; CuPy gets it back when this goes."""
+    """Memory in use; CuPy gets it back when this goes.
 
-    __slots__ = ("pointer", "size", "statistics")
+    Attributes:
+        readers: Streams that were said to use it; None if there are none. What they have been given
+            by the time that this goes is waited for: then `keep` holds the memory.
+        keep: `Transfers.keep`, where there are readers.
+    """
+
+    __slots__ = ("keep", "pointer", "readers", "size", "statistics")
+    keep: Callable[[Any, Any], None]
 
     def __init__(self, pointer: Any, size: int, statistics: Statistics) -> None:
         self.pointer, self.size, self.statistics = pointer, size, statistics
+        self.readers: list[Any] | None = None
         statistics.current += size
         statistics.blocks += 1
         statistics.all_blocks += 1
@@ -52,13 +61,21 @@ class Block:
         statistics.current -= self.size
         statistics.freed += self.size
         statistics.blocks -= 1
+        for stream in self.readers or ():
+            self.keep(stream, self.pointer)
 
 
 class Accounting:
     """An allocator for CuPy that counts, around the one that CuPy has."""
 
-    def __init__(self, cupy: Any) -> None:
-        self._cuda = cupy.cuda
+    def __init__(self, cupy: Any, drop_done: Callable[[], None]) -> None:
+        """Take the place of CuPy's allocator.
+
+        Args:
+            cupy: The array namespace.
+            drop_done: Lets go of memory that was held for streams which have used it by now.
+        """
+        self._cuda, self._drop_done = cupy.cuda, drop_done
         self._pool = cupy.get_default_memory_pool()
         self._inner = cupy.cuda.get_allocator()
         self._statistics: dict[int, Statistics] = {}
@@ -82,7 +99,11 @@ class Accounting:
         """
         cuda = self._cuda
         try:
-            pointer = self._inner(size)
+            try:
+                pointer = self._inner(size)
+            except cuda.memory.OutOfMemoryError:
+                self._drop_done()
+                pointer = self._inner(size)
         except cuda.memory.OutOfMemoryError as error:
             index = int(cuda.runtime.getDevice())
             self[index].failures += 1
@@ -103,6 +124,7 @@ class Accounting:
 
     def empty_cache(self) -> None:
         """Give what the pool keeps, on all GPUs, back to them."""
+        self._drop_done()
         for index in range(self._cuda.runtime.getDeviceCount()):
             self.reserved(index)  # its peak may be now
             with self._cuda.Device(index):

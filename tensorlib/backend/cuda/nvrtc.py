@@ -69,6 +69,16 @@ def version() -> tuple[int, int]:
     return major.value, minor.value
 
 
+@functools.cache
+def architectures() -> tuple[int, ...]:
+    """The compute capabilities that it compiles for: 90 is 9.0."""
+    count = ctypes.c_int()
+    _call("nvrtcGetNumSupportedArchs", ctypes.byref(count))
+    found = (ctypes.c_int * count.value)()
+    _call("nvrtcGetSupportedArchs", found)
+    return tuple(found)
+
+
 def _call(name: str, *args: Any) -> None:
     status = getattr(_library(), name)(*args)
     if status:

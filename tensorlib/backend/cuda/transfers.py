@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import collections
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from . import capture
+from .memory import Block
 
 
 class _Foreign:
@@ -92,14 +96,47 @@ class Transfers:
         return out
 
     def keep(self, stream: Any, memory: Any) -> None:
-        """Hold `memory` until `stream` has done what it was given so far."""
+        """Hold `memory` until `stream` has done what it was given so far.
+
+        While a graph is captured nobody may ask how far a stream is: then the graph holds it.
+        """
+        found = capture.current()
+        if found is not None:
+            found.kept.append(memory)
+            return
         self.drop_done()
         event = self._xp.cuda.Event(disable_timing=True)
         event.record(stream)
         self._pending.append((event, memory))
 
+    def keep_from(self, stream: Any, array: Any) -> None:
+        """When an array is dropped, hold its memory until `stream` has done its work by then.
+
+        Memory that another library has given is held for what the stream has been given so far,
+        and by a graph that is being captured as long as that lives.
+        """
+        block = getattr(array.data.mem, "_owner", None)
+        if capture.current() is not None or not isinstance(block, Block):
+            self.keep(stream, array)
+        elif block.readers is None:
+            block.keep, block.readers = self._keep_on(array.device.id), [stream]
+        elif stream not in block.readers:
+            block.readers.append(stream)
+
+    def _keep_on(self, index: int) -> Callable[[Any, Any], None]:
+        """`keep` for streams of GPU `index`, whichever is the current one."""
+
+        def keep(stream: Any, memory: Any) -> None:
+            with self._xp.cuda.Device(index):
+                self.keep(stream, memory)
+
+        return keep
+
     def drop_done(self) -> None:
         """Let go of what finished copies held."""
         # Copies of several streams may overtake one another; a later look finds them.
-        while self._pending and self._pending[0][0].done:
-            self._pending.popleft()
+        while self._pending:
+            first = self._pending.popleft()  # at once: dropping memory may lead here again
+            if not first[0].done:
+                self._pending.appendleft(first)
+                return
