@@ -1,7 +1,8 @@
 """GradScaler: losses multiplied before backward, so that float16 gradients do not vanish.
 
 The scale grows while gradients stay finite, and shrinks when they do not; the step with infinite
-gradients is left out. On a GPU all of it happens there: the host never asks how it went.
+gradients is left out. On a GPU all of it happens there: the host never asks how it went, and a
+step that is captured in a CUDA graph goes on with the scale in every replay.
 
 Source: Micikevicius et al., "Mixed precision training", ICLR 2018, section 3.2.
 """
@@ -15,6 +16,7 @@ import numpy as np
 
 from ..autograd.core import TensorBase, wrap
 from ..backend import array_device, get_backend
+from ..backend.layout import as_it_lies
 from ..device import device as device_class
 from ..errors import ArgumentError, DtypeError, TensorlibError
 
@@ -83,6 +85,7 @@ class GradScaler:
     def _prepare(self) -> None:
         if self._scale is None:
             b = get_backend(self._device)
+            b.refuse("a new GradScaler's scale (it must have made a step before)")
             index = self._device.index
             self._scale = b.from_host(np.array(self._init_scale, np.float32), index)
             self._tracker = b.from_host(np.array(self._init_tracker, np.int32), index)
@@ -122,17 +125,26 @@ class GradScaler:
         for group in optimizer.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    by_device.setdefault(p.device, []).append(p.grad)
-        for where, grads in by_device.items():
-            if any(g._array.dtype == np.float16 for g in grads):
-                raise DtypeError(
-                    "GradScaler.unscale_: float16 gradients cannot be unscaled; keep parameters in "
-                    "float32 and use autocast"
-                )
-            found.infinite[where] = self._unscale([g._array for g in grads])
-            for g in grads:
-                g._bump()
+                    by_device.setdefault(p.device, []).append(p)
+        for where, members in by_device.items():
+            found.infinite[where] = self._unscale_gradients(members)
         found.stage = UNSCALED
+
+    def _unscale_gradients(self, members: list[Any]) -> Any:
+        """Unscale those of some parameters of one device; whether one was infinite, on any rank."""
+        grads = [p.grad for p in members]
+        if any(g._array.dtype == np.float16 for g in grads):
+            raise DtypeError(
+                "GradScaler.unscale_: float16 gradients cannot be unscaled; keep parameters in "
+                "float32 and use autocast"
+            )
+        infinite = self._unscale([g._array for g in grads])
+        for sharding in dict.fromkeys(getattr(p, "sharding", None) for p in members):
+            if sharding is not None:  # it knows the other ranks' rows
+                sharding.largest(infinite)
+        for g in grads:
+            g._bump()
+        return infinite
 
     def _unscale(self, grads: list[Any]) -> Any:
         """Multiply arrays of one device by 1 / scale; a float32 that is 1 if one was infinite."""
@@ -141,7 +153,7 @@ class GradScaler:
         # In float64, since 1 / scale may be less than float32 has.
         inverse = (1.0 / scale.astype(np.float64)).astype(np.float32)
         infinite = b.zeros((), np.float32)
-        rest = grads
+        rest = grads = [as_it_lies(g) for g in grads]
         unscale = b.kernel("unscale", *grads) if b.name == "cuda" else None
         if unscale:
             rest = [g for g in grads if not g.flags.c_contiguous]
@@ -215,13 +227,19 @@ class GradScaler:
 
     def _grow(self, b: Any, infinite: Any) -> None:
         """The scale and the finite steps in a row, after a step."""
+        rules = b.live(self._rules)
+        growth, backoff = (np.float32(x) if type(x) is float else x.astype("f4") for x in rules[:2])
         bad = infinite > 0
         count = self._tracker + 1
-        due = count == self._growth_interval
-        grown = self._scale * np.float32(self._growth_factor)
+        due = count == rules[2]
+        grown = self._scale * growth
         grown = b.where(due & b.isfinite(grown), grown, self._scale)
-        self._scale[...] = b.where(bad, self._scale * np.float32(self._backoff_factor), grown)
+        self._scale[...] = b.where(bad, self._scale * backoff, grown)
         self._tracker[...] = b.where(bad | due, np.int32(0), count)
+
+    def _rules(self) -> list[float]:
+        """What the scale follows, as it is when a step runs."""
+        return [self._growth_factor, self._backoff_factor, float(self._growth_interval)]
 
     def _asked(self, array: Any, otherwise: float) -> float:
         return otherwise if array is None else float(get_backend(array).to_host(array))
@@ -287,4 +305,6 @@ class GradScaler:
         self._backoff_factor = float(state_dict["backoff_factor"])
         self._growth_interval = int(state_dict["growth_interval"])
         self._init_tracker = int(state_dict["_growth_tracker"])
-        self._scale = self._tracker = None
+        if self._scale is not None:  # in place: a captured step reads it there
+            self._scale.fill(self._init_scale)
+            self._tracker.fill(self._init_tracker)

@@ -58,6 +58,34 @@ def test_a_captured_training_step_equals_the_plain_one():
     np.testing.assert_array_equal(replayed[2], plain[2])
 
 
+def scaled(wrapper):
+    """Scale, finite steps in a row and weights after steps with infinite gradients among them."""
+    w = tl.ones(3, device="cuda", requires_grad=True)
+    optimizer = tl.optim.AdamW([w], lr=0.1)
+    scaler = tl.amp.GradScaler("cuda", init_scale=8.0, growth_interval=3, growth_factor=4.0)
+
+    def step(x):
+        optimizer.zero_grad()
+        scaler.scale((w * x).sum()).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_([w], 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+
+    run, found = wrapper(step), []
+    for factor in (1.0, 2.0, np.inf, 1.0, 1.0, 1.0, np.nan, 0.5, 1.0, 1.0):
+        run(tl.tensor([1.0, factor, 1.0]).cuda())
+        state = scaler.state_dict()
+        found.append([state["scale"], state["_growth_tracker"], *w.tolist()])
+    return found
+
+
+def test_a_captured_step_goes_on_with_the_scale():
+    plain, replayed = scaled(lambda f: f), scaled(tl.cuda.graph)
+    assert len({scale for scale, *_ in plain}) > 2
+    np.testing.assert_allclose(replayed, plain, rtol=1e-6)
+
+
 def test_a_with_block_records_and_runs_nothing():
     x = tl.ones(1000, device="cuda")
     (x * 2).sum()  # kernels are there
