@@ -3,6 +3,7 @@
     parameters, reversed:   fc2.bias  fc2.weight │ fc1.bias  fc1.weight │ conv.bias ...
     memory:                [        bucket 0     ][       bucket 1      ][   bucket 2
 
+A gradient lies as its parameter does, for example with channels last.
 The engine writes a gradient straight into its place, the parameter's gradient slot. ``reducer``
 averages a bucket over the ranks once it is full.
 """
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tensorlib.autograd.core import wrap
+from tensorlib.backend import layout
 from tensorlib.distributed.communicator import Communicator
 from tensorlib.distributed.reduction import Array, address, namespace
 from tensorlib.distributed.shards import Rows
@@ -63,7 +65,7 @@ class Bucket:
         self.rows: Rows | None = None
         places = namespace(like).split(self.memory, ends[:-1])
         for parameter, place in zip(parameters, places, strict=True):
-            parameter._grad_slot = place.reshape(parameter.shape)
+            parameter._grad_slot = _shaped(place, parameter)
             adopt(parameter)
 
     def fill_vector(self) -> Array:
@@ -78,11 +80,24 @@ class Bucket:
             self.memory[...] = self.vector
 
 
+def memory_order(parameter: Tensor) -> layout.Order:
+    """The order of a parameter's elements in memory, in which its gradient lies in a bucket."""
+    array = parameter._array
+    return layout.dense_order(array) or layout.contiguous_order(array.ndim)
+
+
+def _shaped(vector: Array, parameter: Parameter) -> Array:
+    """A part of a bucket in the shape of a parameter, with its elements in the same order."""
+    order = memory_order(parameter)
+    lying = vector.reshape([parameter._array.shape[d] for d in order])
+    return layout.from_memory_order(lying, order)
+
+
 def adopt(parameter: Parameter) -> None:
     """Move a gradient that lives elsewhere into the parameter's slot."""
     gradient = parameter.grad
     if gradient is not None and not _same_memory(gradient._array, parameter._grad_slot):
-        parameter._grad_slot[...] = gradient._array
+        layout.assign(parameter._grad_slot, gradient._array)
         parameter.grad = wrap(parameter._grad_slot)
 
 
@@ -148,8 +163,9 @@ class GradBucket:
 
     def gradients(self) -> list[Tensor]:
         """Their gradients, as views of the buffer."""
+        vector = self._buffer._array
         return [
-            self._buffer[start : start + p.numel()].view(p.shape)
+            wrap(_shaped(vector[start : start + p.numel()], p))
             for start, p in zip(self._bucket.starts, self._bucket.parameters, strict=True)
         ]
 

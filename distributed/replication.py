@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from tensorlib.distributed.buckets import memory_order
 from tensorlib.distributed.communicator import Communicator
 from tensorlib.distributed.objects import all_gather_object
 from tensorlib.distributed.process_group import raw
@@ -14,14 +15,21 @@ from tensorlib.errors import CollectiveMismatchError
 from tensorlib.nn import Module
 from tensorlib.tensor import Tensor
 
-Entry = tuple[str, str, tuple[int, ...], str, bool]
+Entry = tuple[str, str, tuple[int, ...], str, bool, tuple[int, ...]]
 _ALIGNMENT = 64
 
 
 def check_same_module(module: Module, communicator: Communicator) -> None:
     """Raise on every rank, naming the first difference, unless all have the same module."""
     mine = [
-        (kind, name, tuple(tensor.shape), str(tensor.dtype), tensor.requires_grad)
+        (
+            kind,
+            name,
+            tuple(tensor.shape),
+            str(tensor.dtype),
+            tensor.requires_grad,
+            _order(tensor) if kind == "parameter" else (),
+        )
         for kind, named in (
             ("parameter", module.named_parameters()),
             ("buffer", module.named_buffers()),
@@ -42,9 +50,15 @@ def check_same_module(module: Module, communicator: Communicator) -> None:
 def _describe(entries: list[Entry], index: int) -> str:
     if index >= len(entries):
         return "nothing more"
-    kind, name, shape, dtype, requires_grad = entries[index]
+    kind, name, shape, dtype, requires_grad, order = entries[index]
     frozen = " (frozen)" if kind == "parameter" and not requires_grad else ""
-    return f"{kind} {name} {dtype}{list(shape)}{frozen}"
+    lies = f" (dimensions in memory: {list(order)})" if list(order) != sorted(order) else ""
+    return f"{kind} {name} {dtype}{list(shape)}{frozen}{lies}"
+
+
+def _order(tensor: Tensor) -> tuple[int, ...]:
+    """The dimensions as they lie in memory, without those of size 1, which lie anywhere."""
+    return tuple(d for d in memory_order(tensor) if tensor._array.shape[d] != 1)
 
 
 def broadcast(tensors: Sequence[Tensor], communicator: Communicator, root: int = 0) -> None:

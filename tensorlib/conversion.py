@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from .autograd.core import TensorBase, TensorFields, apply, wrap
-from .backend import array_device, get_backend
+from .backend import NUMPY, array_device, get_backend, layout
+from .device import CPU
 from .device import device as device_type
 from .dtypes import as_dtype, dtype
 from .errors import ArgumentError, AutogradError, DeviceError, ShapeError
+from .formats import order_for
 from .ops import creation
-from .ops.elementwise import cast
+from .ops.elementwise import cast, clone_p
 from .ops.transfer import to_device_p
 
 TYPE_NAMES = {
@@ -26,17 +28,23 @@ TYPE_NAMES = {
 
 
 def _rebuild(
-    cls: Any, host: Any, where: str, d: str, requires_grad: bool, attributes: dict[str, Any]
-) -> Any:
-    """Unpickle a tensor; a GPU tensor comes back to the host where there is no GPU."""
+    cls: Any, host: Any, where: str, d: str, requires_grad: bool, attributes: dict[str, Any],
+    order: layout.Order | None = None,
+) -> Any:  # fmt: skip
+    """Unpickle a tensor; a GPU tensor comes back to the host where there is no GPU.
+
+    With an `order`, `host` has the dimensions as they lie in memory.
+    """
     t = object.__new__(cls)
     array = host if host.dtype == as_dtype(d).numpy else host.view(as_dtype(d).numpy)
+    if order is not None:
+        array = layout.from_memory_order(array, order)
     t.__setstate__((array, requires_grad, None, attributes))
     if where != "cpu":
         from .backend.cuda_backend import is_available
 
         if is_available():
-            t._array = get_backend(where).from_host(array, device_type(where).index)
+            t._array = to_device_p.forward(NUMPY, array, device=device_type(where), source=CPU)
     return t
 
 
@@ -103,8 +111,27 @@ class Conversion(TensorFields):
             raise DeviceError("pin_memory: only tensors on the CPU can be pinned; use cpu() first")
         if not is_available() or get_cuda().transfers.is_pinned(self._array):
             return self
-        pinned = wrap(get_cuda().transfers.pin(self._array))
+        order = layout.kept_order(self._array)
+        ordered = layout.in_memory_order(self._array, order)
+        pinned = wrap(layout.from_memory_order(get_cuda().transfers.pin(ordered), order))
         return pinned.requires_grad_() if self._rg and self.is_leaf else pinned
+
+    def record_stream(self: Any, stream: Any) -> None:
+        """Keep the memory, once the tensor is dropped, until a stream has done its work by then.
+
+        For a tensor that another stream than its own still reads.
+
+        Args:
+            stream: A `tensorlib.cuda.Stream`.
+
+        Raises:
+            DeviceError: the tensor is on the CPU.
+        """
+        from .backend.cuda_backend import get_cuda
+
+        if isinstance(self._array, np.ndarray):
+            raise DeviceError("record_stream: the tensor is on the CPU; pass one on a GPU")
+        get_cuda().transfers.keep_from(stream.raw, self._array)
 
     @property
     def __cuda_array_interface__(self: Any) -> Any:
@@ -134,7 +161,9 @@ class Conversion(TensorFields):
         array = get_backend(self._array).to_host(self._array)
         return (array.astype("float32") if array.dtype.kind == "V" else array).tolist()
 
-    def _to(self: Any, d: Any, where: Any, copy: bool, non_blocking: bool = False) -> Any:
+    def _to(
+        self: Any, d: Any, where: Any, copy: bool, non_blocking: bool = False, format: Any = None
+    ) -> Any:
         result = self
         if where is not None and where != self.device:
             if not (where.type == self.device.type and where.index is None):
@@ -142,6 +171,12 @@ class Conversion(TensorFields):
                 result = apply(to_device_p, (result,), options)
         if d is not None and d.numpy != result._array.dtype:
             result = apply(cast, (result,), {"dtype": d.numpy})
+        order = None if format is None else order_for(format, self._array.ndim, "to")
+        if order is not None:
+            # As torch, a transposed tensor counts as contiguous here: it asks for no other format.
+            last = order != layout.contiguous_order(len(order))
+            if layout.prefers_channels_last(result._array) != last:
+                return apply(clone_p, (result,), {"order": order})
         return result.clone() if copy and result is self else result
 
     def to(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -151,8 +186,8 @@ class Conversion(TensorFields):
             *args: A device, a dtype, both, or a tensor; then ``non_blocking`` (do not wait for a
                 copy from pinned memory, or to the host, which is complete when the stream is),
                 ``copy``.
-            **kwargs: ``device``, ``dtype``, ``non_blocking``, ``copy`` and ``memory_format`` by
-                name.
+            **kwargs: ``device``, ``dtype``, ``non_blocking``, ``copy`` and ``memory_format`` (the
+                layout of the result, by default this tensor's) by name.
 
         Returns:
             The tensor itself if nothing changes (unless ``copy=True``).
@@ -175,9 +210,12 @@ class Conversion(TensorFields):
         found = None if where is None else device_type(where)
         if found is not None:
             get_backend(found)
-        return self._to(None if d is None else as_dtype(d), found, copy, non_blocking)
+        d = None if d is None else as_dtype(d)
+        return self._to(d, found, copy, non_blocking, kwargs.get("memory_format"))
 
-    def type(self: Any, dtype: Any = None, non_blocking: bool = False) -> Any:
+    def type(
+        self: Any, dtype: Any = None, non_blocking: bool = False, memory_format: Any = None
+    ) -> Any:
         """The type's name, such as tensorlib.FloatTensor; or the tensor in another dtype."""
         if dtype is None:
             return f"tensorlib.{'cuda.' if self.is_cuda else ''}{TYPE_NAMES[self.dtype.name]}"
@@ -188,7 +226,7 @@ class Conversion(TensorFields):
                 raise ArgumentError(
                     f"type: {name!r} is not a tensor type; pass a dtype such as tensorlib.float32"
                 )
-        return self.to(as_dtype(getattr(dtype, "dtype", dtype)))
+        return self.to(as_dtype(getattr(dtype, "dtype", dtype)), memory_format=memory_format)
 
     def type_as(self: Any, other: Any) -> Any:
         """In the dtype of another tensor."""
@@ -196,7 +234,7 @@ class Conversion(TensorFields):
 
     def cpu(self: Any, memory_format: Any = None) -> Any:
         """In host memory."""
-        return self.to("cpu")
+        return self.to("cpu", memory_format=memory_format)
 
     def cuda(
         self: Any, device: Any = None, non_blocking: bool = False, memory_format: Any = None
@@ -208,47 +246,47 @@ class Conversion(TensorFields):
                 install.
         """
         where = "cuda" if device is None else device_type(device)
-        return self.to(where, non_blocking=non_blocking)
+        return self.to(where, non_blocking=non_blocking, memory_format=memory_format)
 
-    def float(self: Any) -> Any:
+    def float(self: Any, memory_format: Any = None) -> Any:
         """In float32."""
-        return self.to(as_dtype("float32"))
+        return self.to(as_dtype("float32"), memory_format=memory_format)
 
-    def double(self: Any) -> Any:
+    def double(self: Any, memory_format: Any = None) -> Any:
         """In float64."""
-        return self.to(as_dtype("float64"))
+        return self.to(as_dtype("float64"), memory_format=memory_format)
 
-    def half(self: Any) -> Any:
+    def half(self: Any, memory_format: Any = None) -> Any:
         """In float16."""
-        return self.to(as_dtype("float16"))
+        return self.to(as_dtype("float16"), memory_format=memory_format)
 
-    def bfloat16(self: Any) -> Any:
+    def bfloat16(self: Any, memory_format: Any = None) -> Any:
         """In bfloat16."""
-        return self.to(as_dtype("bfloat16"))
+        return self.to(as_dtype("bfloat16"), memory_format=memory_format)
 
-    def long(self: Any) -> Any:
+    def long(self: Any, memory_format: Any = None) -> Any:
         """In int64."""
-        return self.to(as_dtype("int64"))
+        return self.to(as_dtype("int64"), memory_format=memory_format)
 
-    def int(self: Any) -> Any:
+    def int(self: Any, memory_format: Any = None) -> Any:
         """In int32."""
-        return self.to(as_dtype("int32"))
+        return self.to(as_dtype("int32"), memory_format=memory_format)
 
-    def short(self: Any) -> Any:
+    def short(self: Any, memory_format: Any = None) -> Any:
         """In int16."""
-        return self.to(as_dtype("int16"))
+        return self.to(as_dtype("int16"), memory_format=memory_format)
 
-    def char(self: Any) -> Any:
+    def char(self: Any, memory_format: Any = None) -> Any:
         """In int8."""
-        return self.to(as_dtype("int8"))
+        return self.to(as_dtype("int8"), memory_format=memory_format)
 
-    def byte(self: Any) -> Any:
+    def byte(self: Any, memory_format: Any = None) -> Any:
         """In uint8."""
-        return self.to(as_dtype("uint8"))
+        return self.to(as_dtype("uint8"), memory_format=memory_format)
 
-    def bool(self: Any) -> Any:
+    def bool(self: Any, memory_format: Any = None) -> Any:
         """In bool."""
-        return self.to(as_dtype("bool"))
+        return self.to(as_dtype("bool"), memory_format=memory_format)
 
     def new_tensor(
         self: Any, data: Any, *, dtype: Any = None, device: Any = None, requires_grad: Any = False
@@ -323,7 +361,7 @@ class Conversion(TensorFields):
             return known
         other = object.__new__(type(self))
         memo[id(self)] = other
-        array = self._array.copy("C" if 0 in self._array.strides else "K")
+        array = layout.copied(get_backend(self._array), self._array)
         other.__setstate__((array, self._rg, None, {}))
         if self._grad is not None:
             other._grad = self._grad.__deepcopy__(memo)
@@ -333,15 +371,13 @@ class Conversion(TensorFields):
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
         if not self.is_leaf:
             raise AutogradError("pickle: only leaf tensors can be pickled; use detach() first")
-        host = get_backend(self._array).to_host(self._array)
-        return _rebuild, (
-            type(self),
-            host,
-            str(self.device),
-            self.dtype.name,
-            self._rg,
-            self.__dict__,
-        )
+        order, array = None, self._array
+        if not array.flags.c_contiguous or layout.prefers_channels_last(array):
+            order = layout.kept_order(array)
+            array = layout.in_memory_order(array, order)
+        host = get_backend(array).to_host(array)
+        saved = (type(self), host, str(self.device), self.dtype.name, self._rg, self.__dict__)
+        return _rebuild, saved if order is None else (*saved, order)
 
     def __setstate__(self: Any, saved: Any) -> None:
         self._array, self._rg, self._grad, attributes = saved

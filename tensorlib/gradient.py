@@ -17,7 +17,7 @@ from .autograd.core import (
     wrap,
 )
 from .dtypes import as_dtype
-from .errors import ArgumentTypeError, AutogradError, DtypeError, ShapeError
+from .errors import ArgumentTypeError, AutogradError, DeviceError, DtypeError, ShapeError
 
 
 class Differentiable(TensorFields):
@@ -74,6 +74,11 @@ class Differentiable(TensorFields):
                 raise DtypeError(
                     f"grad: {value.dtype} assigned to a tensor of {as_dtype(self._array.dtype)}; "
                     "they must agree"
+                )
+            if value.device != self.device:
+                raise DeviceError(
+                    f"grad: a tensor on {value.device} assigned to one on {self.device}; move it "
+                    f"with .to({str(self.device)!r})"
                 )
         self._grad = value
 

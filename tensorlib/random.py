@@ -18,10 +18,13 @@ import numpy as np
 from .autograd.core import TensorBase, apply, wrap
 from .autograd.primitive import primitive, write_out
 from .backend import default_device, get_backend, philox
+from .backend.layout import arranged, kept_order
 from .device import device as device_type
 from .dtypes import HALF, as_dtype, float32, get_default_dtype, int64
 from .errors import ArgumentError, ArgumentTypeError, DtypeError, ShapeError
+from .formats import order_like
 from .ops.shaping import shape_of
+from .ops.sorting import argsort_p
 
 _SEED_MASK = 0xFFFFFFFFFFFFFFFF
 _DEFAULT_SEED = 67280421310721
@@ -212,6 +215,7 @@ def dropout_p(b, x, *, p, scale, seed, offset):
         return fused(x, p, scale, seed, offset)
     drawn = philox.uniform(b.xp, seed, offset, x.size, x.dtype == np.float64)
     kept = b.asarray(drawn >= drawn.dtype.type(p)).reshape(x.shape)
+    kept = arranged(b, kept, kept_order(x))
     return scale_kept_p.forward(b, x, kept, scale=scale), kept
 
 
@@ -356,36 +360,40 @@ def randperm(
 
 
 def _like(
-    factory: Any, input: Any, dtype: Any, device_: Any, requires_grad: bool, *args: Any
+    factory: Any, input: Any, dtype: Any, device_: Any, requires_grad: bool, format: Any, *args: Any
 ) -> Any:
     kind = input.dtype if dtype is None else dtype
     where = input.device if device_ is None else device_
-    return factory(*args, tuple(input.shape), dtype=kind, device=where, requires_grad=requires_grad)
+    order = order_like(input._array, format, f"{factory.__name__}_like")
+    made = factory(*args, tuple(input.shape), dtype=kind, device=where)
+    if order is not None:
+        made._array = arranged(get_backend(made._array), made._array, order)
+    return made.requires_grad_(requires_grad)
 
 
 def rand_like(
     input: Any, *, dtype: Any = None, layout: Any = None, device: Any = None,
     requires_grad: bool = False, memory_format: Any = None,
 ) -> Any:  # fmt: skip
-    """Uniform numbers in [0, 1) in the shape and dtype of `input`."""
-    return _like(rand, input, dtype, device, requires_grad)
+    """Uniform numbers in [0, 1) in the shape, dtype and layout of `input`."""
+    return _like(rand, input, dtype, device, requires_grad, memory_format)
 
 
 def randn_like(
     input: Any, *, dtype: Any = None, layout: Any = None, device: Any = None,
     requires_grad: bool = False, memory_format: Any = None,
 ) -> Any:  # fmt: skip
-    """Standard normal numbers in the shape and dtype of `input`."""
-    return _like(randn, input, dtype, device, requires_grad)
+    """Standard normal numbers in the shape, dtype and layout of `input`."""
+    return _like(randn, input, dtype, device, requires_grad, memory_format)
 
 
 def randint_like(
     input: Any, low: int, high: int | None = None, *, dtype: Any = None, layout: Any = None,
-    device: Any = None, requires_grad: bool = False,
+    device: Any = None, requires_grad: bool = False, memory_format: Any = None,
 ) -> Any:  # fmt: skip
-    """Integers in [low, high) in the shape and dtype of `input`."""
+    """Integers in [low, high) in the shape, dtype and layout of `input`."""
     low, high = (0, low) if high is None else (low, high)
-    return _like(randint, input, dtype, device, requires_grad, low, high)
+    return _like(randint, input, dtype, device, requires_grad, memory_format, low, high)
 
 
 def uniforms(like: Any, generator: Any = None, shape: Any = None) -> Any:
@@ -483,7 +491,7 @@ def multinomial(
         # Exponential races (Efraimidis & Spirakis 2006): the smallest -log(u) / w win.
         u = rand((rows, n), dtype="float64", device=input.device, generator=generator)._array
         keys = b.where(weights > 0, -b.log(1 - u) / b.where(weights > 0, weights, 1), np.inf)
-        chosen = b.argsort(keys, axis=1)[:, :num_samples]
+        chosen = argsort_p.forward(b, keys, dim=1)[:, :num_samples]
     else:
         cumulative = b.cumsum(weights, axis=1)
         u = rand(

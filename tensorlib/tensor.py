@@ -20,6 +20,7 @@ from .autograd.core import (
 )
 from .autograd.inplace import run_inplace
 from .backend import array_device
+from .backend.layout import channels_last_order, lies_in
 from .conversion import Conversion
 from .device import device as device_type
 from .dtypes import FROM_NUMPY, dtype, get_default_dtype
@@ -28,7 +29,7 @@ from .errors import (
     DimensionError,
     ShapeError,
 )
-from .formats import strided
+from .formats import channels_last_3d, contiguous_format, preserve_format, strided
 from .gradient import Differentiable
 from .methods import Methods, Writing
 from .ops import (
@@ -230,9 +231,13 @@ class Tensor(Methods, Writing, Conversion, Differentiable):
             owner = base
         return (self.data_ptr() - wrap(owner).data_ptr()) // self.itemsize
 
-    def is_contiguous(self, memory_format: Any = None) -> bool:
-        """Whether the elements lie in memory in row-major order without gaps."""
-        return bool(self._array.flags.c_contiguous)
+    def is_contiguous(self, memory_format: Any = contiguous_format) -> bool:
+        """Whether the elements lie in memory in the order of a format, without gaps."""
+        array = self._array
+        if memory_format is contiguous_format or memory_format is preserve_format:
+            return bool(array.flags.c_contiguous)
+        wanted = 5 if memory_format is channels_last_3d else 4
+        return array.ndim == wanted and lies_in(array, channels_last_order(wanted))
 
     def is_floating_point(self) -> bool:
         """Whether the dtype is floating-point."""

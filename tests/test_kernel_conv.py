@@ -150,10 +150,14 @@ def test_winograd_computes_what_has_one_tile_for_many_kernels():
     x = np.zeros((1, 8, 8, 8), np.float32)
     x[0, 3, 4, 4] = 1  # each kernel appears turned around the one
     w = np.random.default_rng(0).standard_normal((8, 8, 3, 3)).astype(np.float32)
-    out = winograd.convolve(x, w, None, (1, 1), (8, 8), transposed=False)
+    out = winograd.convolve(x, w, None, (1, 1), (8, 8), (0, 1, 2, 3), transposed=False)
     np.testing.assert_allclose(out[0, :, 3:6, 3:6], w[:, 3, ::-1, ::-1], rtol=1e-5, atol=1e-6)
     out[0, :, 3:6, 3:6] = 0
     assert np.abs(out).max() < 2e-6
+
+
+def test_gradients_of_many_kernels_come_in_unequal_shares():
+    check(np.float64, 1, 80, 272, (5, 5), (5, 5), (1, 1), ((2, 2), (2, 2)), (1, 1), 1)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
@@ -295,15 +299,15 @@ def test_product_of_blocks(dtype):
             np.testing.assert_allclose(c, a @ b, rtol=1e-4, atol=1e-5)
 
 
-@kernel("x: real[2], places: i8[1], pixels: real[1], back: real[2]")
+@kernel("x: real[2s], places: i8[1], pixels: real[1], back: real[2s]")
 def there_and_back(real):
     to_pixels, to_planes, place = spread(real), collect(real), address(real)
 
     def body(x, places, pixels, back):
-        to_pixels(place(x), x.strides[0], x.shape[0], place(places), x.shape[1], place(pixels))
-        to_planes(
-            place(pixels), place(places), x.shape[1], place(back), back.strides[0], x.shape[0]
-        )
+        (channels, count), (plane, pixel) = x.shape, x.strides
+        to_pixels(place(x), plane, pixel, channels, place(places), count, place(pixels))
+        plane, pixel = back.strides
+        to_planes(place(pixels), place(places), count, place(back), plane, pixel, channels)
 
     return body
 
@@ -314,13 +318,14 @@ def test_layouts(channels, pixels, dtype):
     generator, width = np.random.default_rng(0), lanes(dtype)
     padded = -(-channels // width) * width
     x, order = draw(generator, dtype, channels, pixels), generator.permutation(pixels)
-    inside = np.full(pixels * padded, np.nan, dtype)
-    back = np.full_like(x, np.nan)
-    there_and_back(x, order * (padded * x.itemsize), inside, back)
     right = np.zeros((pixels, padded), dtype)
     right[order, :channels] = x.T
-    np.testing.assert_array_equal(inside.reshape(pixels, padded), right)
-    np.testing.assert_array_equal(back, x)
+    for of_x, of_back in itertools.product("CF", "CF"):  # planes, or channels side by side
+        inside = np.full(pixels * padded, np.nan, dtype)
+        back = np.full(x.shape, np.nan, dtype, of_back)
+        there_and_back(x.copy(of_x), order * (padded * x.itemsize), inside, back)
+        np.testing.assert_array_equal(inside.reshape(pixels, padded), right)
+        np.testing.assert_array_equal(back, x)
 
 
 @kernel("a: real[2], b: real[2], out: real[2], beta: real, start: int, stop: int", links=GEMM)

@@ -9,14 +9,22 @@ while the walk goes on.
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ..backend import at, get_backend, is_array
+import numpy as np
+
+from ..backend import at, get_backend, is_array, layout
 from ..backend.quiet import QUIET, reset_error_state, set_error_state
-from ..errors import ArgumentTypeError, AutogradError, DtypeError, ShapeError
+from ..dtypes import HALF
+from ..errors import ArgumentTypeError, AutogradError, ShapeError
+from .arriving import check_gradient
 from .core import Node, TensorBase, refresh, state, wrap
+
+_HOSTS = np.ndarray | np.generic  # the CPU's arrays, and its scalars
+_SINGLE_OR_LESS = {*HALF, np.dtype(np.float32)}
 
 
 class _Running(threading.local):
@@ -79,6 +87,7 @@ class _Walk:
         self.owned: set[Any] = (
             set()
         )  # nodes and leaves whose gradient is a sum of ours, to be added to in place
+        self.sole: set[Node] = set()  # nodes whose gradient, of another dtype, nobody else holds
         self.partial: dict[Any, Any] = {}
         self.waiting: dict[Any, int] = {}
         self.captured: dict[Any, Any] = {}
@@ -134,13 +143,13 @@ class _Walk:
             if several:
                 _go_to(g)
             if node.hooks:
-                g = self.run_hooks(node.hooks, g)
+                g = self.run_hooks(node.hooks, self.settled(node, g))
             if targets is not None and node in targets:
-                self.captured[node] = g
+                g = self.captured[node] = self.settled(node, g)
                 if not any(e in targets or getattr(e, "seq", 0) in graph for e in node.edges):
                     continue
             rules = node.rules
-            if careful or node.versions or node.outputs or node.saved is None:
+            if careful or node.versions or node.outputs or node.saved is None or rules.adds:
                 results = self.pull(node, g)
             else:
                 results = rules.run(node.saved, g)
@@ -150,7 +159,7 @@ class _Walk:
                 if several and r is not None:
                     _go_to(r)
                 if e.__class__ is not Node:
-                    self.arrive(e, r, rules.fresh and r is not g, targets)
+                    self.arrive(e, r, rules.fresh and (r is not g or node in self.sole), targets)
                 elif r is None or (targets is not None and e.seq not in graph):
                     continue
                 elif e.outputs:
@@ -158,7 +167,7 @@ class _Walk:
                     i = node.index
                     slots[i] = r if slots[i] is None else slots[i] + r
                 elif e in grads or create_graph or r.shape != e.shape or r.dtype is not e.dtype:
-                    self.send(e, r)
+                    self.send(e, r, rules.fresh and r is not g)
                 else:
                     grads[e] = r
 
@@ -183,6 +192,8 @@ class _Walk:
                 _zeros(self, g, shape, dtype) if x is None and dtype is not None else x
                 for x, shape, dtype in zip(g, node.shape, node.dtype, strict=True)
             ]
+        if node.rules.adds and not self.create_graph:
+            g = [*(g if node.outputs else (g,)), self.take_pending(node)]
         results = (
             node.rules.run_tensors(node, g) if self.create_graph else node.rules.run(node.saved, g)
         )
@@ -190,19 +201,57 @@ class _Walk:
             _check_nan(node, results)
         return results
 
-    def send(self, e: Node, r: Any) -> None:
+    def take_pending(self, node: Node) -> Any:
+        """What the gradient of the first input of `node` is to be added to, on a GPU; or None."""
+        e = node.edges[0]
+        if not node.rules.needs[0]:
+            return None
+        if e.__class__ is not Node:  # a leaf's may be written to, so it must be ours
+            old, ours = self.partial.get(e, (None, False))
+            if not ours or isinstance(old, _HOSTS):
+                return None
+            return self.partial.pop(e)[0]
+        old = None if e.outputs else self.grads.get(e)
+        if old is None or isinstance(old, _HOSTS) or old.dtype is not e.dtype:
+            return None
+        return self.grads.pop(e)
+
+    def settled(self, node: Node, g: Any) -> Any:
+        """The gradient as others see it: in the dtype of the output."""
+        self.sole.discard(node)
+        if self.create_graph or not getattr(node.rules, "mixed", False) or isinstance(g, list):
+            return g
+        return fit(g, node.shape, node.dtype)
+
+    def send(self, e: Node, r: Any, fresh: bool = False) -> None:
         """Add `r` to the gradient of the output of `e`."""
-        if r.shape != e.shape or (r._array if self.create_graph else r).dtype is not e.dtype:
-            r = fit(r, e.shape, e.dtype)
         old = self.grads.get(e)
+        if r.shape != e.shape or (r._array if self.create_graph else r).dtype is not e.dtype:
+            if old is None and self.is_taken(e, r):
+                if fresh:
+                    self.sole.add(e)
+            else:
+                r = fit(r, e.shape, e.dtype)
+        if old is not None and not self.create_graph and old.dtype is not r.dtype:
+            r = fit(r, e.shape, old.dtype)  # that of the first, which was taken as it was
         if old is None:
             self.grads[e] = r
         elif e in self.owned:
-            old += r
+            self.grads[e] = _sum(old, r, old)
         else:
-            self.grads[e] = old + r
+            self.grads[e] = _sum(old, r)
             if not self.create_graph and is_array(self.grads[e]):
                 self.owned.add(e)
+
+    def is_taken(self, e: Node, r: Any) -> bool:
+        """Whether the rules of `e` read a gradient in the precision that it has."""
+        return (
+            getattr(e.rules, "mixed", False)
+            and not self.create_graph
+            and not isinstance(r, _HOSTS)
+            and r.shape == e.shape
+            and {r.dtype, e.dtype} <= _SINGLE_OR_LESS
+        )
 
     def arrive(self, leaf: Any, r: Any, fresh: bool, targets: set[Any] | None) -> None:
         """An edge brought `r` (or nothing) to a leaf."""
@@ -218,9 +267,9 @@ class _Walk:
                 if old is None:
                     self.partial[leaf] = (r, fresh)
                 elif leaf in self.owned:
-                    old[0].__iadd__(r)
+                    _sum(old[0], r, old[0])
                 else:
-                    total = old[0] + r
+                    total = _sum(old[0], r)
                     self.partial[leaf] = (total, True)
                     if not self.create_graph and is_array(total):
                         self.owned.add(leaf)
@@ -274,7 +323,7 @@ def accumulate(leaf: Any, g: Any, fresh: bool, create_graph: bool = False) -> No
         create_graph: Keep the sum differentiable.
     """
     if create_graph:
-        own = fresh and _is_own(g._array)
+        own = fresh and _is_own(g._array, leaf._array)
         leaf._grad = leaf._grad + g if leaf._grad is not None else g if own else g.clone()
         return
     old, slot = leaf._grad, leaf._grad_slot
@@ -282,15 +331,50 @@ def accumulate(leaf: Any, g: Any, fresh: bool, create_graph: bool = False) -> No
         old._array += g
         old._bump()
     elif slot is not None:
-        slot[...] = g
+        layout.assign(slot, _as_array(g))
         leaf._grad = wrap(slot)
     else:
-        g = _as_array(g)
-        leaf._grad = wrap(g if fresh and _is_own(g) else g.copy())
+        g, array = _as_array(g), leaf._array
+        if not (fresh and _is_own(g, array)):
+            order = None if array.flags.c_contiguous else layout.dense_order(array)
+            g = g.copy() if order is None else layout.copied(get_backend(g), g, order)
+        leaf._grad = wrap(g)
 
 
-def _is_own(array: Any) -> bool:
-    return bool(array.flags.owndata) and getattr(array.flags, "writeable", True)
+def _is_own(g: Any, leaf: Any) -> bool:
+    """Whether nobody else holds a new gradient's memory, and it lies as the leaf, if that is dense.
+
+    Source: the layout contract of torch's AccumulateGrad.
+    """
+    flags = g.flags
+    if not getattr(flags, "writeable", True):
+        return False
+    if flags.owndata and flags.c_contiguous and leaf.flags.c_contiguous:
+        return True
+    order = layout.dense_order(leaf) or layout.contiguous_order(g.ndim)
+    if not layout.lies_in(g, order):
+        return False
+    # A permuted view is all that is left of what a kernel has made: only the view knows its base.
+    return bool(flags.owndata) or (
+        getattr(g.base, "nbytes", 0) == g.nbytes and sys.getrefcount(g.base) == _OF_ONE_VIEW
+    )
+
+
+_LARGE = 1 << 14  # elements from which on a kernel is worth a choice
+_view = np.empty(2)[::-1]
+_OF_ONE_VIEW = sys.getrefcount(_view.base)
+
+
+def _sum(x: Any, y: Any, out: Any = None) -> Any:
+    """x + y of gradients, in place if `out` is x; large ones of a GPU by its own kernel."""
+    if x.__class__ is not np.ndarray and is_array(x) and x.size > _LARGE:
+        fused = get_backend(x).kernel("arithmetic")
+        if fused:
+            return fused("add", x, y, out)
+    if out is None:
+        return x + y
+    out += y
+    return out
 
 
 def _as_array(g: Any) -> Any:
@@ -405,12 +489,8 @@ def _prepare(outputs: list[Any], gradients: Any, name: str) -> list[Any]:
                 raise AutogradError(f"{name}: a complex output needs an explicit gradient=")
             with at(t._array):
                 g = wrap(get_backend(t._array).ones_like(t._array))
-        elif tuple(g.shape) != tuple(t.shape):
-            raise ShapeError(
-                f"{name}: the gradient has shape {list(g.shape)}, its tensor {list(t.shape)}"
-            )
-        elif g._array.dtype.kind == "c" and t._array.dtype.kind != "c":
-            raise DtypeError(f"{name}: the gradient is complex, its tensor {t.dtype}")
+        else:
+            check_gradient(name, g, t)
         ready.append(g)
     return ready
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import get_backend, is_array
-from ..dtypes import FLOATING, FROM_NUMPY, as_dtype, dtype, get_default_dtype, result_dtype
+from ..dtypes import FLOATING, FROM_NUMPY, HALF, as_dtype, dtype, get_default_dtype, result_dtype
 from ..errors import ArgumentTypeError, DimensionError, DtypeError, ShapeError, TensorlibError
 from .core import Node, TensorBase, apply, state, wrap
 
@@ -43,7 +43,8 @@ class Primitive:
         forward: ``forward(b, *inputs, **options)`` on raw arrays; returns an array or a tuple of
             them.
         rules_for: The gradient rules by input name; the key "vjp" holds one rule for all inputs,
-            "*" one for a variadic primitive's inputs.
+            "*" one for a variadic primitive's inputs, and the names of the last two inputs, joined
+            by "__", one for both where both want a gradient.
         promotion: How input dtypes are combined: "arithmetic", "float" (integers become the default
             float), or None (left as they are).
         view: The result shares the memory of the first input.
@@ -52,6 +53,11 @@ class Primitive:
         holomorphic: Rules for complex numbers run between conjugations.
         factory: The primitive has no tensor inputs; ``device`` is among its options.
         outputs: The names of several outputs, by which rules ask for single ones.
+        mixed: On a GPU the gradient of the (first) output may be of another floating precision.
+        reads_halves: On a GPU two large arrays of one shape, one of a half precision and one of
+            float32, go to the forward as they are.
+        adds: The rule gets, in a list behind the outputs' gradients, what the first input's is to
+            be added to: None on the CPU, and if there is nothing. A leaf's it may write to.
     """
 
     def __init__(
@@ -68,6 +74,9 @@ class Primitive:
         self.factory: bool = settings["factory"]
         self.outputs: tuple[str, ...] = settings["outputs"]
         self.materialize: bool = settings["materialize"]
+        self.mixed: bool = settings["mixed"]
+        self.reads_halves: bool = settings["reads_halves"]
+        self.adds: bool = settings["adds"]
         self.rules: dict[int, Rules] = {}
         parameters = list(inspect.signature(forward).parameters.values())[1:]
         self.variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
@@ -86,7 +95,8 @@ class Primitive:
         known = {"g", "out", "b", "needs", *self.inputs, *self.options, *self.outputs}
         known.update(f"{n}_shape" for n in self.inputs)
         names = list(inspect.signature(rule).parameters)
-        if key not in (*self.inputs, "vjp") or names[0] != "g" or not known.issuperset(names):
+        keys = (*self.inputs, "vjp", "__".join(self.inputs[-2:]))
+        if key not in keys or names[0] != "g" or not known.issuperset(names):
             raise ArgumentTypeError(
                 f"primitive {self.name}: rule {key}({', '.join(names)}) does not fit its forward"
             )
@@ -144,6 +154,8 @@ class Primitive:
         """The inputs in their common dtype, and whether rules conjugate (`COMPLEX_BIT` or 0)."""
         positions = range(len(arrays)) if self.variadic else self.promoted
         if self.promotion is not None:
+            if self.reads_halves and b.name == "cuda" and _are_halves_beside_single(arrays):
+                return arrays, 0
             target = self._common_dtype(arrays, positions)
             for i in positions:
                 x = arrays[i]
@@ -209,7 +221,18 @@ class Primitive:
         return ShapeError(f"{received}; {error}")
 
 
+_LARGE = 1 << 14  # elements that are worth a kernel of their own
+_HALVES_BESIDE_SINGLE = [{half, np.dtype(np.float32)} for half in HALF]
 _COMPLEX = (np.dtype(np.complex64), np.dtype(np.complex128))
+
+
+def _are_halves_beside_single(arrays: list[Any]) -> bool:
+    x, y = arrays
+    return (
+        getattr(x, "shape", None) == getattr(y, "shape", ())
+        and x.size > _LARGE
+        and {x.dtype, y.dtype} in _HALVES_BESIDE_SINGLE
+    )
 
 
 def _scalar_array(b: Any, value: Any, target: Any) -> Any:
@@ -241,13 +264,17 @@ class Rules:
 
     def __init__(self, p: Primitive, mask: int, count: int) -> None:
         self.primitive = p
-        self.materialize = p.materialize
+        self.materialize, self.mixed, self.adds = p.materialize, p.mixed, p.adds
         self.name = p.name
         self.vjp = p.rules_for.get("vjp") or (p.rules_for[p.inputs[0]] if p.variadic else None)
         rules = [self.vjp if self.vjp else p.rules_for.get(p.inputs[i]) for i in range(count)]
         self.wanted = [i for i in range(count) if mask >> i & 1 and rules[i] is not None]
         self.needs = tuple(i in self.wanted for i in range(count))
         called: list[Any] = [self.vjp] if self.vjp else [rules[i] for i in self.wanted]
+        joint = p.rules_for.get("__".join(p.inputs[-2:])) if len(called) > 1 else None
+        self.joint = joint is not None and self.wanted[-2:] == [count - 2, count - 1]
+        if self.joint:
+            called[-2:] = [joint]
         self.names: list[str] = []
         # Rule, number of saved values that it takes, and which: one position, or a list of them.
         self.calls: list[tuple[Callable[..., Any], int, Any]] = []
@@ -320,6 +347,8 @@ class Rules:
                 results.append(rule(g, *[saved[i] for i in picks]))
             else:
                 results.append(rule(g))
+        if self.joint:
+            results += results.pop()
         return results if self.vjp is None else [results[0][i] for i in self.wanted]
 
     def run_tensors(self, node: Node, g: Any) -> Any:
@@ -388,7 +417,10 @@ class ComplexRules(Rules):
 class OutputRules:
     """Passes the gradient of one output of several on to the operation's node."""
 
-    name, fresh, keeps_arrays = "output", False, False
+    name, fresh, keeps_arrays, adds = "output", False, False, False
+
+    def __init__(self, mixed: bool = False) -> None:
+        self.mixed = mixed
 
     def run(self, saved: Any, g: Any) -> tuple[Any]:
         """The gradient as it is; the engine files it under ``node.index``."""
@@ -399,7 +431,7 @@ class OutputRules:
         return (g,)
 
 
-OUTPUT_RULES = OutputRules()
+OUTPUT_RULES, MIXED_OUTPUT_RULES = OutputRules(), OutputRules(mixed=True)
 
 
 class IdentityRules(OutputRules):
@@ -477,6 +509,9 @@ def primitive(
     factory: bool = False,
     outputs: tuple[str, ...] = (),
     materialize: bool = True,
+    mixed: bool = False,
+    reads_halves: bool = False,
+    adds: bool = False,
     reference: Callable[..., Any] | None = None,
     **rules: Callable[..., Any],
 ) -> Callable[[Callable[..., Any]], Primitive]:
@@ -484,7 +519,8 @@ def primitive(
     settings = {
         "promotion": promotion, "promoted": promoted, "view": view, "detaches": detaches,
         "holomorphic": holomorphic, "factory": factory, "outputs": outputs,
-        "materialize": materialize, "reference": reference,
+        "materialize": materialize, "mixed": mixed, "reads_halves": reads_halves, "adds": adds,
+        "reference": reference,
     }  # fmt: skip
 
     def declare(forward: Callable[..., Any]) -> Primitive:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..dtypes import HALF
+from . import layout
 from .windows import Pairs, Sizes, count, pad, taps, view
 
 # Of the columns of one chunk: a core's L2 cache, or a share of a GPU's memory.
@@ -61,6 +62,7 @@ def convolve(
     fused = b.kernel("convolve", x, weight, bias)
     if fused and x.size and weight.size:
         return fused(x, weight, bias, stride, padding, dilation, groups)
+    order = layout.order_of_images(x, weight)
     dtype, (x, w) = x.dtype, (_wide(x), _wide(weight))
     o, kernel = w.shape[0], w.shape[2:]
     axes = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
@@ -77,7 +79,7 @@ def convolve(
         )
         result = b.matmul(w, columns).reshape(o, n, *windows).swapaxes(0, 1)
         out[images] = result if shift is None else b.add(result, shift)
-    return out
+    return layout.arranged(b, out, order)
 
 
 def convolve_data(
@@ -108,6 +110,7 @@ def convolve_data(
     fused = b.kernel("convolve_data", y, weight)
     if fused and y.size and weight.size:
         return fused(y, weight, shape, stride, padding, dilation, groups)
+    order = layout.order_of_images(y, weight)
     dtype, (y, w) = y.dtype, (_wide(y), _wide(weight))
     o, kernel, windows = w.shape[0], w.shape[2:], y.shape[2:]
     c = w.shape[1] * groups
@@ -123,7 +126,7 @@ def convolve_data(
         target = out[images].swapaxes(0, 1)
         for _, offset, reads, found in places:
             target[(..., *reads)] += columns[(slice(None), *offset, slice(None), *found)]
-    return out.astype(dtype, copy=False)
+    return layout.arranged(b, out.astype(dtype, copy=False), order)
 
 
 def convolve_weight(
@@ -154,6 +157,7 @@ def convolve_weight(
     fused = b.kernel("convolve_weight", x, y)
     if fused and x.size and y.size:
         return fused(x, y, kernel, stride, padding, dilation, groups)
+    order = layout.order_of_images(x, y)
     dtype, (x, y) = x.dtype, (_wide(x), _wide(y))
     c, o, windows = x.shape[1], y.shape[1], y.shape[2:]
     found = view(b, pad(b, x, padding), windows, kernel, stride, dilation)
@@ -167,7 +171,7 @@ def convolve_weight(
         )
         rows = y[images].swapaxes(0, 1).reshape(groups, -1, n * area)
         flat += b.matmul(rows, columns.swapaxes(1, 2))
-    return out.astype(dtype, copy=False)
+    return layout.arranged(b, out.astype(dtype, copy=False), order)
 
 
 def windows_to_columns(

@@ -43,12 +43,14 @@ class ConversionMethods:
         """Moves parameters and buffers, and converts those that are floating point.
 
         Call it as ``to(device)``, ``to(dtype)``, ``to(device, dtype)`` or ``to(tensor)``, with
-        ``non_blocking`` where it applies.
+        ``non_blocking`` where it applies; ``memory_format`` orders what has 4 or 5 dimensions.
 
         Raises:
             ArgumentTypeError: A dtype that is neither floating point nor complex.
+            ShapeError: A memory format for 4 dimensions and a parameter of 5, or the reverse.
         """
         device, dtype, non_blocking = _parse_to(*args, **kwargs)
+        memory_format = kwargs.get("memory_format")
         if dtype is not None and not (dtype.is_floating_point or dtype.is_complex):
             raise ArgumentTypeError(
                 "nn.Module.to only accepts floating point or complex dtypes, but got desired "
@@ -61,6 +63,7 @@ class ConversionMethods:
                 device=t.device if device is None else device,
                 dtype=dtype if converts else t.dtype,
                 non_blocking=non_blocking,
+                memory_format=memory_format if t.ndim in (4, 5) else None,
             )
 
         return self._apply(convert)

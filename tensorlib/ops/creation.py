@@ -11,6 +11,8 @@ import numpy as np
 from ..autograd.core import TensorBase, apply, wrap
 from ..autograd.primitive import primitive, write_out
 from ..backend import array_device, default_device, get_backend, is_array
+from ..backend.layout import empty as empty_in
+from ..backend.layout import from_memory_order
 from ..device import device as device_type
 from ..dtypes import (
     as_dtype,
@@ -20,23 +22,26 @@ from ..dtypes import (
     scalar_dtype,
 )
 from ..errors import ArgumentError, ArgumentTypeError, ShapeError
+from ..formats import fixed_order, order_like
 from .shaping import shape_of
 
 
 @primitive(promotion=None, factory=True)
-def full_p(b, *, shape, value, dtype, device):
-    """A constant everywhere."""
-    return (
-        b.zeros(shape, dtype)
+def full_p(b, *, shape, value, dtype, device, order=None):
+    """A constant everywhere; in memory, the dimensions lie in `order`."""
+    seen = shape if order is None else [shape[d] for d in order]
+    made = (
+        b.zeros(seen, dtype)
         if isinstance(value, int | float) and value == 0
-        else b.full(shape, value, dtype)
+        else b.full(seen, value, dtype)
     )
+    return made if order is None else from_memory_order(made, order)
 
 
 @primitive(promotion=None, factory=True)
-def empty_p(b, *, shape, dtype, device):
-    """Memory as it comes."""
-    return b.empty(shape, dtype)
+def empty_p(b, *, shape, dtype, device, order=None):
+    """Memory as it comes; in it, the dimensions lie in `order`."""
+    return b.empty(shape, dtype) if order is None else empty_in(b, shape, dtype, order)
 
 
 @primitive(promotion=None, factory=True)
@@ -67,6 +72,11 @@ def _where(device: Any) -> Any:
     where = default_device() if device is None else device_type(device)
     get_backend(where)
     return where
+
+
+def _where_from(here: Any, device: Any) -> Any:
+    """Where what is `here` goes: as asked for, else to the default device, if one was set."""
+    return here if device is None and default_device().type == "cpu" else _where(device)
 
 
 def _make(
@@ -109,9 +119,11 @@ def empty(
     *size: Any, out: Any = None, dtype: Any = None, layout: Any = None, device: Any = None,
     requires_grad: bool = False, pin_memory: bool = False, memory_format: Any = None,
 ) -> Any:  # fmt: skip
-    """Memory of a shape, with whatever it holds."""
-    shape = _checked(shape_of(size), "empty")
-    made = _make(empty_p, requires_grad, _kind(dtype), device, out, shape=shape)
+    """Memory of a shape, with whatever it holds, in a memory format."""
+    shape, options = _checked(shape_of(size), "empty"), {}
+    if memory_format is not None:
+        options["order"] = fixed_order(memory_format, len(shape), "empty")
+    made = _make(empty_p, requires_grad, _kind(dtype), device, out, shape=shape, **options)
     return made.pin_memory() if pin_memory else made
 
 
@@ -128,9 +140,20 @@ def full(
     return _make(full_p, requires_grad, kind, device, out, shape=shape, value=fill_value)
 
 
-def _like(input: Any, dtype: Any, device: Any) -> tuple[Any, Any]:
-    return (input.dtype if dtype is None else dtype), (
-        array_device(input._array) if device is None else device
+def _make_like(
+    p: Any, name: str, input: Any, dtype: Any, device: Any, requires_grad: bool,
+    memory_format: Any, **options: Any,
+) -> Any:  # fmt: skip
+    """Run a factory in the shape and layout of a tensor, by default in its dtype and device."""
+    array = input._array
+    return _make(
+        p,
+        requires_grad,
+        input.dtype if dtype is None else dtype,
+        array_device(array) if device is None else device,
+        shape=tuple(array.shape),
+        order=order_like(array, memory_format, name),
+        **options,
     )
 
 
@@ -138,37 +161,39 @@ def zeros_like(
     input: Any, *, dtype: Any = None, layout: Any = None, device: Any = None,
     requires_grad: bool = False, memory_format: Any = None,
 ) -> Any:  # fmt: skip
-    """Zeros in the shape, dtype and device of `input`."""
-    kind, where = _like(input, dtype, device)
-    return _make(full_p, requires_grad, kind, where, shape=tuple(input.shape), value=0)
+    """Zeros in the shape, dtype, device and layout of `input`."""
+    return _make_like(
+        full_p, "zeros_like", input, dtype, device, requires_grad, memory_format, value=0
+    )
 
 
 def ones_like(
     input: Any, *, dtype: Any = None, layout: Any = None, device: Any = None,
     requires_grad: bool = False, memory_format: Any = None,
 ) -> Any:  # fmt: skip
-    """Ones in the shape, dtype and device of `input`."""
-    kind, where = _like(input, dtype, device)
-    return _make(full_p, requires_grad, kind, where, shape=tuple(input.shape), value=1)
+    """Ones in the shape, dtype, device and layout of `input`."""
+    return _make_like(
+        full_p, "ones_like", input, dtype, device, requires_grad, memory_format, value=1
+    )
 
 
 def empty_like(
     input: Any, *, dtype: Any = None, layout: Any = None, device: Any = None,
     requires_grad: bool = False, memory_format: Any = None,
 ) -> Any:  # fmt: skip
-    """Memory in the shape, dtype and device of `input`, with whatever it holds."""
-    kind, where = _like(input, dtype, device)
-    return _make(empty_p, requires_grad, kind, where, shape=tuple(input.shape))
+    """Memory in the shape, dtype, device and layout of `input`, with whatever it holds."""
+    return _make_like(empty_p, "empty_like", input, dtype, device, requires_grad, memory_format)
 
 
 def full_like(
     input: Any, fill_value: Any, *, dtype: Any = None, layout: Any = None, device: Any = None,
     requires_grad: bool = False, memory_format: Any = None,
 ) -> Any:  # fmt: skip
-    """`fill_value` in the shape, dtype and device of `input`."""
-    kind, where = _like(input, dtype, device)
-    return full(
-        tuple(input.shape), fill_value, dtype=kind, device=where, requires_grad=requires_grad
+    """`fill_value` in the shape, dtype, device and layout of `input`."""
+    if isinstance(fill_value, TensorBase):
+        fill_value = fill_value._array.item()
+    return _make_like(
+        full_p, "full_like", input, dtype, device, requires_grad, memory_format, value=fill_value
     )
 
 
@@ -344,12 +369,15 @@ def tensor(
     ):
         raw = _foreign(raw)
     if is_array(raw) or isinstance(raw, np.generic):
-        where = array_device(raw) if device is None and is_array(raw) else _where(device)
         if isinstance(raw, np.generic):
             raw = np.asarray(raw)
+        where = _where_from(array_device(raw), device)
         kind = kind or as_dtype(raw.dtype)
         source, target = get_backend(raw), get_backend(where)
-        raw = raw if source is target else target.from_host(source.to_host(raw), where.index)
+        if source is not target:
+            raw = target.from_host(source.to_host(raw), where.index)
+        elif where.type == "cuda":
+            raw = target.to_device(raw, where.index)
         array = raw.astype(kind.numpy, order="C")
     else:
         where = _where(device)
@@ -395,9 +423,7 @@ def from_numpy(ndarray: Any) -> Any:
 def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Any:
     """`data` as a tensor, sharing memory and history where dtype and device already fit."""
     if isinstance(data, TensorBase):
-        return (
-            data.to(device=device, dtype=dtype) if dtype is not None or device is not None else data
-        )
+        return data.to(device=_where_from(data.device, device), dtype=dtype)
     if isinstance(data, np.ndarray):
         kind = as_dtype(data.dtype) if dtype is None else as_dtype(dtype)
         if (

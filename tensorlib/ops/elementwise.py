@@ -6,8 +6,10 @@ from typing import Any
 
 from ..autograd.core import NO_OPTIONS, TensorBase, apply
 from ..autograd.primitive import primitive, write_out
+from ..backend import layout
 from ..dtypes import as_dtype, complex64, complex128
 from ..errors import ArgumentError, DtypeError
+from ..formats import order_for
 from .precision import SMALL, convert
 
 _NUMBERS = frozenset((float, int, bool, type(None)))
@@ -23,9 +25,12 @@ def _arithmetic(b: Any, name: str, x: Any, y: Any, out: Any) -> Any:
     return fused(name, x, y, out) if fused else getattr(b, name)(x, y, out=out)
 
 
-@primitive(x=lambda g: g, y=lambda g: g)
+@primitive(reads_halves=True, x=lambda g: g, y=lambda g: g)
 def add_p(b, x, y, *, out=None):
     """x + y."""
+    if b.name == "cuda" and out is None and x.__class__ is y.__class__ and x.dtype != y.dtype:
+        fused = b.kernel("add_converted")  # promotion leaves nothing else so
+        return fused(x, y) if fused else b.add(x, y)
     if x.__class__ not in _NUMBERS and x.size > LARGE:
         return _arithmetic(b, "add", x, y, out)
     return b.add(x, y, out=out)
@@ -270,7 +275,7 @@ def where_p(b, condition, x, y):
 # --- casts, copies, complex numbers --------------------------------------------------------------
 
 
-@primitive(promotion=None, x=lambda g: g)
+@primitive(promotion=None, mixed=True, x=lambda g: g)
 def cast(b, x, *, dtype):
     """x in another dtype (always a copy)."""
     if dtype.kind == "b":
@@ -283,9 +288,9 @@ def cast(b, x, *, dtype):
 
 
 @primitive(promotion=None, x=lambda g: g)
-def clone_p(b, x, *, order="K"):
-    """A copy; order "C" makes it contiguous, "K" keeps a dense layout."""
-    return x.copy("C" if 0 in x.strides else order)  # "K" would put an expanded dimension innermost
+def clone_p(b, x, *, order=None):
+    """A copy whose elements lie in an order of the dimensions; None keeps the layout."""
+    return layout.copied(b, x, order)
 
 
 @primitive(promotion=None, view=True, detaches=True)
@@ -472,8 +477,10 @@ def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1, out: Any 
 
 
 def clone(input: Any, *, memory_format: Any = None) -> Any:
-    """A copy that gradients flow through."""
-    return apply(clone_p, (input,), {"order": "K" if memory_format is None else "C"})
+    """A copy that gradients flow through, in the same layout or in a memory format."""
+    if memory_format is None:
+        return apply(clone_p, (input,))
+    return apply(clone_p, (input,), {"order": order_for(memory_format, input.ndim, "clone")})
 
 
 def detach(input: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..autograd.core import TensorBase, apply
 from ..autograd.primitive import primitive, write_out
+from ..backend import get_backend, layout
 from ..errors import ArgumentError, ArgumentTypeError, ShapeError
 from .arguments import numpy_names
 from .shaping import check_dim, expand, reshape, shape_of, slice_p, unsqueeze, view
@@ -15,7 +16,16 @@ from .shaping import check_dim, expand, reshape, shape_of, slice_p, unsqueeze, v
 # --- primitives ----------------------------------------------------------------------------------
 
 
-@primitive(promotion=None, view=True, vjp=lambda g, x_shape, dim: (cat_p(*g, dim=dim),))
+def _split_gradient(g: Any, dim: int, new: bool = False) -> tuple[Any]:
+    """Gradients of parts joined; those that a kernel wrote side by side are so already."""
+    raw = not isinstance(g[0], TensorBase)
+    found = get_backend(g[0]).whole(g, dim, new) if raw and len(g) > 1 else None
+    if found is None:
+        found = stack_p(*g, dim=dim) if new else cat_p(*g, dim=dim)
+    return (found,)
+
+
+@primitive(promotion=None, view=True, vjp=lambda g, dim: _split_gradient(g, dim))
 def split_p(b, x, *, sizes, dim):
     """Consecutive parts along a dimension."""
     parts, start = [], 0
@@ -25,7 +35,7 @@ def split_p(b, x, *, sizes, dim):
     return tuple(parts)
 
 
-@primitive(promotion=None, view=True, vjp=lambda g, dim: (stack_p(*g, dim=dim),))
+@primitive(promotion=None, view=True, vjp=lambda g, dim: _split_gradient(g, dim, new=True))
 def unbind_p(b, x, *, dim):
     """Every slice along a dimension."""
     lead = (slice(None),) * dim
@@ -42,19 +52,23 @@ def _split_back(g: Any, xs_shape: tuple[Any, ...], dim: int) -> Any:
 @primitive(xs=_split_back)
 def cat_p(b, *xs, dim):
     """Tensors joined along a dimension."""
+    if all([layout.prefers_channels_last(x) for x in xs]):
+        order = layout.channels_last_order(xs[0].ndim)
+        lying = [layout.in_memory_order(x, order) for x in xs]
+        return layout.from_memory_order(b.concatenate(lying, axis=order.index(dim)), order)
     return b.concatenate(xs, axis=dim)
 
 
 @primitive(xs=lambda g, dim: unbind_p(g, dim=dim))
 def stack_p(b, *xs, dim):
-    """Tensors joined along a new dimension."""
-    return b.stack(xs, axis=dim)
+    """Tensors joined along a new dimension, contiguous whatever their own layout, as in torch."""
+    return b.ascontiguousarray(b.stack(xs, axis=dim))
 
 
 @primitive(promotion=None, x=lambda g, dims: flip_p(g, dims=dims))
 def flip_p(b, x, *, dims):
     """The order along dimensions reversed."""
-    return b.flip(x, dims).copy() if dims else x.copy()
+    return layout.copied(b, b.flip(x, dims) if dims else x, layout.kept_order(x))
 
 
 @primitive(
@@ -87,7 +101,10 @@ def triu_p(b, x, *, diagonal):
 )
 def pad_constant_p(b, x, *, pad, value=0):
     """A constant around; `pad` holds (before, after) for every dimension."""
-    return b.pad(x, pad, constant_values=value)
+    order = layout.order_of_images(x)
+    lying = layout.in_memory_order(x, order)
+    padded = b.pad(lying, [pad[d] for d in order], constant_values=value)
+    return layout.from_memory_order(padded, order)
 
 
 # --- public functions with torch's arguments -----------------------------------------------------

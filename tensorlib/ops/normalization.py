@@ -19,7 +19,7 @@ from typing import Any
 from ..autograd.core import wrap
 from ..autograd.engine import fit
 from ..autograd.primitive import primitive
-from ..backend import get_backend
+from ..backend import get_backend, layout
 from ..dtypes import HALF
 from .elementwise import cast
 from .precision import like, wide
@@ -107,22 +107,24 @@ def _vjp(
     g: Any, b: Any, needs: Any, x: Any, weight: Any, bias: Any, mean: Any, var: Any,
     axes: Axes, eps: float, centred: bool, shape: Shape, affine: Shape,
 ) -> tuple[Any, ...]:  # fmt: skip
-    if g[0] is None:
-        g = (b.zeros(x.shape, x.dtype), *g[1:])
-    fused = b.kernel("normalize_back", x, g[0], weight, bias)
+    added = g[3] if len(g) > 3 else None
+    g = (b.zeros(x.shape, x.dtype) if g[0] is None else g[0], g[1], g[2])
+    fused = b.kernel("normalize_back", x, weight, bias)
     if fused:
-        found = fused(
-            g[0], g[1], g[2], x, weight, bias, mean, var, axes, eps, centred, shape, affine
-        )
+        more = {} if added is None else {"added": added}
+        found = fused(*g, x, weight, bias, mean, var, axes, eps, centred, shape, affine, **more)
         if found is not None:
             return found  # type: ignore[no-any-return]
     given = x, weight, bias
     x, weight, bias = _views(x, weight, bias, shape, affine)
     g = (wide(g[0]).reshape(x.shape), g[1], g[2])
     found = _gradients(g, b, needs, x, weight, bias, mean, var, axes, eps, centred)
-    return tuple(
-        [None if r is None else r.reshape(i.shape) for r, i in zip(found, given, strict=True)]
-    )
+    dx, *rest = [
+        None if r is None else r.reshape(i.shape) for r, i in zip(found, given, strict=True)
+    ]
+    if dx is not None:
+        dx = layout.arranged(b, dx, layout.order_of_images(given[0]))
+    return (dx if added is None else dx + added, *rest)
 
 
 def _gradients(
@@ -181,8 +183,8 @@ def _fold(b: Any, x: Any, scale: Any, shape: tuple[int, ...]) -> Any:
 
 
 @primitive(
-    promotion=None, outputs=("out", "mean", "var"), materialize=False, reference=_reference,
-    vjp=_vjp,
+    promotion=None, outputs=("out", "mean", "var"), materialize=False, mixed=True, adds=True,
+    reference=_reference, vjp=_vjp,
 )  # fmt: skip
 def normalize_p(b, x, weight, bias, *, axes, eps, centred=True, shape=None, affine=None):
     """((x - mean) / √(var + eps) · weight + bias, mean, var) over `axes`.
@@ -195,10 +197,10 @@ def normalize_p(b, x, weight, bias, *, axes, eps, centred=True, shape=None, affi
         found = fused(x, weight, bias, axes, eps, centred, shape, affine)
         if found is not None:
             return found
-    given = x.shape
+    given, order = x.shape, layout.order_of_images(x)
     x, weight, bias = _views(x, weight, bias, shape, affine)
     out, mean, var = _normalize(b, x, weight, bias, axes, eps, centred)
-    return out.reshape(given), mean, var
+    return layout.arranged(b, out.reshape(given), order), mean, var
 
 
 def _normalize(

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..autograd.primitive import primitive
+from ..backend import layout
 from ..backend.windows import Sizes, shortness, tap, taps
 from .elementwise import mask_p
 from .precision import like, wide
@@ -83,7 +84,7 @@ def max_pool_p(b, x, *, kernel, stride, padding, dilation, shape):
         better = (value > best) | (value != value)
         b.maximum(winner, better * indices.dtype.type(number), out=winner)
         b.maximum(best, value, out=best)
-    return out, indices
+    return _in_order_of(b, x, out), _in_order_of(b, x, indices)
 
 
 @primitive(
@@ -105,7 +106,7 @@ def window_scatter_p(b, x, indices, *, kernel, stride, padding, dilation, shape)
             out[(..., *reads)] = chosen
         else:
             out[(..., *reads)] += chosen
-    return like(out, x)
+    return _in_order_of(b, indices, like(out, x))
 
 
 @primitive(
@@ -131,12 +132,12 @@ def window_gather_p(b, x, indices, *, kernel, stride, padding, dilation):
     ):
         chosen = indices[(..., *found)] == number
         out[(..., *found)] += mask_p.forward(b, x[(..., *reads)], chosen)
-    return out
+    return _in_order_of(b, indices, out)
 
 
 @primitive(
     promotion=None,
-    x=lambda g, x_shape, kernel, stride, padding, scale, counts_padding: spread_pool_p(
+    x=lambda g, x_shape, kernel, stride, padding, scale, counts_padding, order: spread_pool_p(
         g,
         kernel=kernel,
         stride=stride,
@@ -144,13 +145,17 @@ def window_gather_p(b, x, indices, *, kernel, stride, padding, dilation):
         shape=tuple(x_shape[2:]),
         scale=scale,
         counts_padding=counts_padding,
+        order=order,
     ),
 )
-def sum_pool_p(b, x, *, kernel, stride, padding, shape, scale=1.0, counts_padding=None):
+def sum_pool_p(
+    b, x, *, kernel, stride, padding, shape, scale=1.0, counts_padding=None, order=None
+):  # fmt: skip
     """scale · the sum of each window, one axis after the other.
 
     With `counts_padding` of True or False, a window with fewer elements than the kernel (see
-    `shortness`) has the scale that makes it a mean where whole windows have one.
+    `shortness`) has the scale that makes it a mean where whole windows have one. The gradient of x
+    is to lie in `order`, which a gradient of one element per channel does not tell.
     """
     fused = b.kernel("sum_pool", x) if len(shape) <= 3 else None
     if fused:
@@ -165,7 +170,7 @@ def sum_pool_p(b, x, *, kernel, stride, padding, shape, scale=1.0, counts_paddin
     if scale != 1:
         out *= scale
     short = _shortness(b, out, x.shape[2:], shape, kernel, stride, padding, counts_padding)
-    return like(out if short is None else out * short, x)
+    return _in_order_of(b, x, like(out if short is None else out * short, x))
 
 
 @primitive(
@@ -180,8 +185,14 @@ def sum_pool_p(b, x, *, kernel, stride, padding, shape, scale=1.0, counts_paddin
         counts_padding=counts_padding,
     ),
 )
-def spread_pool_p(b, x, *, kernel, stride, padding, shape, scale=1.0, counts_padding=None):
-    """scale · the value of each window added to all of its elements: the adjoint of `sum_pool`."""
+def spread_pool_p(
+    b, x, *, kernel, stride, padding, shape, scale=1.0, counts_padding=None, order=None
+):  # fmt: skip
+    """scale · the value of each window added to all of its elements: the adjoint of `sum_pool`.
+
+    The result lies in `order`; as x does if that is None.
+    """
+    x = x if order is None else layout.asking(layout.arranged(b, x, order), order)
     fused = b.kernel("spread_pool", x) if len(shape) <= 3 else None
     if fused:
         return fused(x, kernel, stride, padding, shape, scale, counts_padding)
@@ -189,12 +200,18 @@ def spread_pool_p(b, x, *, kernel, stride, padding, shape, scale=1.0, counts_pad
     short = _shortness(b, out, shape, x.shape[2:], kernel, stride, padding, counts_padding)
     out = out if short is None else out * short
     if kernel == shape and not any(padding):
-        return like(b.ascontiguousarray(b.broadcast_to(out, (*x.shape[:2], *shape))), x)
+        whole = b.ascontiguousarray(b.broadcast_to(out, (*x.shape[:2], *shape)))
+        return _in_order_of(b, x, like(whole, x))
     for axis, (n, k, s, p) in enumerate(zip(shape, kernel, stride, padding, strict=True), start=2):
         spread = b.zeros((*out.shape[:axis], n, *out.shape[axis + 1 :]), out.dtype)
         _add_taps(axis, spread, out, (n, out.shape[axis], k, s, p), spread=True)
         out = spread
-    return like(out, x)
+    return _in_order_of(b, x, like(out, x))
+
+
+def _in_order_of(b: Any, images: Any, out: Any) -> Any:
+    """A result in the order of memory of the images that it was made from."""
+    return layout.arranged(b, out, layout.order_of_images(images))
 
 
 def _shortness(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..autograd.primitive import primitive
+from ..backend import layout
 from .precision import like, wide
 
 
@@ -47,7 +48,9 @@ class Taps(NamedTuple):
 @primitive(promotion=None, x=lambda g, dim, taps: resample_p(g, dim=dim, taps=taps.turned()))
 def resample_p(b, x, *, dim, taps):
     """Each output a weighted sum of a few inputs along `dim` (see `Taps`)."""
-    x, half = wide(x), x
+    order = layout.order_of_images(x)
+    dim = order.index(dim)
+    x, half = wide(layout.in_memory_order(x, order)), x
     tail = (1,) * (x.ndim - 1 - dim)
     out: Any = None
     for t in range(taps.places.shape[1]):
@@ -59,4 +62,4 @@ def resample_p(b, x, *, dim, taps):
             out = term
         else:
             out += term
-    return like(out, half)
+    return layout.from_memory_order(like(out, half), order)

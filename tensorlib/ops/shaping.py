@@ -11,7 +11,9 @@ import numpy as np
 
 from ..autograd.core import TensorBase, apply
 from ..autograd.primitive import primitive
+from ..backend.layout import lies_in
 from ..errors import ArgumentTypeError, DimensionError, ShapeError
+from ..formats import contiguous_format, fixed_order, preserve_format
 
 # --- dimensions ----------------------------------------------------------------------------------
 
@@ -541,9 +543,14 @@ def select(input: Any, dim: int, index: int) -> Any:
 
 
 def contiguous(input: Any, memory_format: Any = None) -> Any:
-    """The tensor itself if its memory is in order, else a copy that is."""
-    if input._array.flags.c_contiguous:
+    """The tensor itself if its memory is in the order of a format, else a copy that is."""
+    array = input._array
+    plain = memory_format in (None, contiguous_format, preserve_format)
+    if plain and array.flags.c_contiguous:
+        return input
+    order = fixed_order(memory_format, array.ndim, "contiguous")
+    if lies_in(array, order):
         return input
     from .elementwise import clone_p
 
-    return apply(clone_p, (input,), {"order": "C"})
+    return apply(clone_p, (input,), {"order": order})

@@ -10,7 +10,7 @@ from ..autograd.primitive import primitive, write_out
 from ..dtypes import HALF
 from ..errors import DtypeError
 from .elementwise import clamp, imag_p, real, real_p, where
-from .precision import SMALL
+from .precision import SMALL, wide
 
 _BY_PRODUCTS = range(2, 9)  # exponents for which products are faster, and nearly as exact
 
@@ -295,8 +295,7 @@ def sigmoid(b, x):
     fused = b.kernel("sigmoid", x)
     if fused:
         return fused(x)
-    out = b.empty(x.shape, "float32" if x.dtype in HALF else x.dtype)
-    b.negative(x, out=out)
+    out = b.asarray(b.negative(wide(x)))
     b.exp(out, out=out)
     out += 1
     b.reciprocal(out, out=out)

@@ -19,15 +19,16 @@ are pairs of reals. A parameter's memory never moves: views, ties and earlier ``
 stay valid.
 
 The optimizers here have the same rule a second time, as a kernel that updates all parameters of a
-group in one pass over their memory (``fused`` names it). It takes C-contiguous float32 and float64
-arrays on the CPU; ``update`` takes everything else, and is what the kernel is tested against.
+group in one pass over their memory (``fused`` names it). It takes dense float32 and float64 arrays
+on the CPU, gradient and state in the parameter's layout; ``update`` takes everything else, and is
+what the kernel is tested against.
 """
 
 from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from itertools import chain
 from typing import Any
@@ -36,16 +37,20 @@ import numpy as np
 
 from tensorlib.autograd import enable_grad
 from tensorlib.autograd.core import wrap
-from tensorlib.backend import at, get_backend
+from tensorlib.backend import at, get_backend, layout
 from tensorlib.errors import ArgumentError, ArgumentTypeError
+from tensorlib.optim.arrays import (
+    Array,
+    Group,
+    blocks_of,
+    penalized,
+    put_in_order,
+    row_as_it_lies,
+)
 from tensorlib.tensor import Tensor
 from tensorlib.utils.hooks import HookDict, RemovableHandle, register
 
-Array = Any  # a numpy.ndarray or a cupy.ndarray
-Group = dict[str, Any]
 Params = Iterable[Any]
-
-BLOCK = 16_384  # elements; seven float32 blocks of this size fill half of a 1 MB cache
 
 
 def require(holds: bool, option: str, value: Any, expected: str) -> None:
@@ -92,11 +97,6 @@ def signed(group: Group) -> list[float]:
     """The first options of every kernel: the gradient's sign, and the L2 penalty in it."""
     decay = 0.0 if group.get("decoupled_weight_decay") else float(group["weight_decay"])
     return [-1.0 if group["maximize"] else 1.0, decay]
-
-
-def zeros_like(a: Array) -> Array:
-    """Zeros in C order with the shape and dtype of ``a``, on its device."""
-    return get_backend(a).xp.zeros(a.shape, a.dtype)
 
 
 def _with_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -319,10 +319,12 @@ class Optimizer:
         """For the kernel: each parameter, its gradient and its state, one after the other."""
         rows: list[Array] = []
         for p in members:
-            rows += (p._array, p.grad._array)
-            if kept:
-                state = self.state.get(p) or self._state_of(p, group)
+            state = (self.state.get(p) or self._state_of(p, group)) if kept else {}
+            if p._array.flags.c_contiguous:
+                rows += (p._array, p.grad._array)
                 rows += [state[name]._array for name in kept]
+            else:
+                rows += row_as_it_lies(p, [state[name] for name in kept])
         return rows
 
     def _place_counters(self, members: list[Tensor], group: Group) -> None:
@@ -342,10 +344,12 @@ class Optimizer:
             counter = state["step"]._array
             counter += 1
             step = int(counter)
-        arrays = {name: t._array for name, t in state.items() if name != "step"}
+        kept = {name: t for name, t in state.items() if name != "step"}
+        put_in_order(p, kept.values())
+        arrays = {name: t._array for name, t in kept.items()}
         xp = get_backend(p._array).xp
-        for p_block, g_block, *blocks in _blocks(xp, p._array, p.grad._array, *arrays.values()):
-            g_block = _penalized(xp, p_block, g_block, group)
+        for p_block, g_block, *blocks in blocks_of(xp, p._array, p.grad._array, *arrays.values()):
+            g_block = penalized(xp, p_block, g_block, group)
             block_state = dict(zip(arrays, blocks, strict=True))
             self.update(xp, p_block, g_block, block_state, group, step)
         p._bump()
@@ -532,43 +536,6 @@ class Optimizer:
         return "\n".join([*lines, ")"])
 
 
-def _blocks(xp: Any, *arrays: Array) -> Iterator[list[Array]]:
-    """Cuts arrays of one shape into blocks that fit the cache, as real arrays of full precision.
-
-    Blocks of half precision are widened copies; all but the second (the gradient's) are written
-    back when the caller asks for the next block.
-    """
-    if arrays[0].dtype.kind == "c":  # elementwise rules treat complex numbers as pairs of reals
-        yield from _blocks(xp, *(a.real for a in arrays))
-        yield from _blocks(xp, *(a.imag for a in arrays))
-        return
-    blocks: Iterable[list[Array]] = [list(arrays)]
-    if arrays[0].ndim == 0:  # operations on 0-d arrays return scalars, which hold no memory
-        blocks = [[a.reshape(1) for a in arrays]]
-    elif xp is np and arrays[0].size > BLOCK and all(a.flags.c_contiguous for a in arrays):
-        flat = [a.reshape(-1) for a in arrays]
-        blocks = ([a[i : i + BLOCK] for a in flat] for i in range(0, flat[0].size, BLOCK))
-    for block in blocks:
-        if block[0].dtype.itemsize >= 4:
-            yield block
-            continue
-        wide = [a.astype(np.float32) for a in block]
-        yield wide
-        for i, a in enumerate(block):
-            if i != 1:
-                a[...] = wide[i]
-
-
-def _penalized(xp: Any, p: Array, g: Array, group: Group) -> Array:
-    """The gradient to descend: negated to maximize, with the gradient of weight_decay/2 |p|²."""
-    if group.get("maximize"):
-        g = xp.negative(g)
-    if group.get("weight_decay") and not group.get("decoupled_weight_decay"):
-        penalty = xp.multiply(p, group["weight_decay"])
-        g = xp.add(g, penalty, out=penalty)
-    return g
-
-
 def _like(p: Tensor, name: str, value: Any) -> Any:
     """A copy of a loaded state value, cast (but not the counter) to its parameter's dtype."""
     if not isinstance(value, Tensor):
@@ -578,5 +545,10 @@ def _like(p: Tensor, name: str, value: Any) -> Any:
     if name == "step":
         return value.detach().cpu().clone()
     if p.is_floating_point() or p.is_complex():
-        return value.detach().to(device=p.device, dtype=p.dtype, copy=True)
-    return value.detach().to(device=p.device, copy=True)
+        value = value.detach().to(device=p.device, dtype=p.dtype, copy=True)
+    else:
+        value = value.detach().to(device=p.device, copy=True)
+    if value._array.shape == p._array.shape:
+        b, order = get_backend(value._array), layout.kept_order(p._array)
+        value._array = layout.arranged(b, value._array, order)
+    return value

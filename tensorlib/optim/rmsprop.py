@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tensorlib.optim.optimizer import Array, Group, Optimizer, Params, require, signed, zeros_like
+from tensorlib.optim.arrays import Array, Group, zeros_like
+from tensorlib.optim.optimizer import Optimizer, Params, require, signed
 
 
 class RMSprop(Optimizer):

@@ -226,7 +226,7 @@ CHOICE_AND_COPIES = {
     ],
     "clone": [
         *unary(lambda x: x, dtypes="fibc"),
-        Case((Values((2, 3)),), lambda x, order: x, {"order": "C"}),
+        Case((Values((2, 3)),), lambda x, order: x, {"order": (1, 0)}),
     ],
     "detach": unary(lambda x: x, dtypes="fibc", view=True),
     "conj_physical": unary(

@@ -9,7 +9,7 @@ import pytest
 import tensorlib as tl
 from tensorlib.backend import fused, pool
 from tensorlib.backend.kernels import optimizers
-from tensorlib.optim.optimizer import BLOCK
+from tensorlib.optim.arrays import BLOCK
 
 STEPS = 40
 SHAPE = (7, 5)

@@ -180,6 +180,16 @@ def test_mixed_devices_name_the_operation_and_both():
     assert (b * tl.tensor(2.0)).tolist() == [2.0, 2.0]  # 0-d tensors of the CPU may join
 
 
+def test_gradients_of_another_device_are_refused():
+    x = tl.ones(2, device="cuda", requires_grad=True)
+    with pytest.raises(tl.errors.DeviceError, match="on cpu, its tensor on cuda:0"):
+        (x * 2).backward(tl.ones(2))
+    with pytest.raises(tl.errors.DeviceError, match="on cuda:1, its tensor on cuda:0"):
+        tl.autograd.grad(x * 2, x, tl.ones(2, device="cuda:1"))
+    with pytest.raises(tl.errors.DeviceError, match="on cpu assigned to one on cuda:0"):
+        x.grad = tl.ones(2)
+
+
 def test_an_optimizer_steps_on_another_gpu():
     found = []
     for place in ("cpu", "cuda:1"):
@@ -385,3 +395,18 @@ def test_dlpack_on_the_cpu_both_ways(torch):
     assert back.data_ptr() == x.data_ptr() == tl.utils.dlpack.from_dlpack(theirs).data_ptr()
     with pytest.raises(AttributeError):
         x.__cuda_array_interface__  # noqa: B018
+
+
+def test_data_goes_to_the_default_device(gpu: str) -> None:
+    array, there = np.arange(3.0), tl.ones(2)
+    tl.set_default_device("cuda")
+    try:
+        assert tl.tensor([1.0]).is_cuda and tl.zeros(1).is_cuda
+        for made in (tl.tensor(array), tl.as_tensor(array), tl.asarray(array)):
+            assert made.is_cuda and made.tolist() == [0, 1, 2]
+        assert tl.tensor(np.float64(2)).is_cuda and tl.as_tensor(there).is_cuda
+        assert not tl.from_numpy(array).is_cuda and not tl.tensor(array, device="cpu").is_cuda
+    finally:
+        tl.set_default_device("cpu")
+    made = tl.as_tensor(array, device="cuda")
+    assert tl.tensor(made._array).is_cuda and tl.as_tensor(made) is made

@@ -15,6 +15,7 @@ Distributed Optimization, NeurIPS 2019, algorithm 1.
 import numpy as np
 
 from tensorlib.autograd.core import wrap
+from tensorlib.backend.layout import as_it_lies
 from tensorlib.distributed.algorithms.ddp_comm_hooks.default_hooks import average
 from tensorlib.distributed.buckets import GradBucket
 from tensorlib.distributed.process_group import Group
@@ -99,7 +100,7 @@ class _Step:
             if error is not None and error.size == buffer.size:
                 buffer += error
             state.errors[self._number] = buffer.copy()
-        self._gradients = [g._array for g in bucket.gradients()]
+        self._gradients = [as_it_lies(g._array) for g in bucket.gradients()]  # as errors lie
         self._large = [g.reshape(len(g), -1) for g in self._gradients if state.compresses(g.shape)]
         self._small = [g for g in self._gradients if not state.compresses(g.shape)]
         qs = state.factors.get(self._number)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import pool
+from .. import layout, pool
 from ..quiet import QUIET, reset_error_state, set_error_state
 from . import half
 from .compiler import STRICT, inline, kernel
@@ -81,6 +81,10 @@ def arithmetic(name: str, x: Any, y: Any, out: Any) -> Any:
     """
     ufunc = getattr(np, name)
     x_shape, y_shape = np.shape(x), np.shape(y)
+    order = _other_order(x, y)
+    if order is not None:
+        given = [_permuted(a, order) for a in (x, y, out)]
+        return layout.from_memory_order(arithmetic(name, *given), order)
     if out is None and hasattr(x, "dtype") and hasattr(y, "dtype") and x.dtype == y.dtype:
         if x.dtype.name in half.NAMES and (x_shape or name in ("add", "multiply")):
             return half.arithmetic(name, *((x, y) if x_shape else (y, x)))
@@ -93,6 +97,20 @@ def arithmetic(name: str, x: Any, y: Any, out: Any) -> Any:
     if pool.alone() or not (x_shape == y_shape or not x_shape or not y_shape):
         return ufunc(x, y, out=out)
     return _split(ufunc, x, y, out)
+
+
+def _other_order(x: Any, y: Any) -> layout.Order | None:
+    """The memory order of the larger array, or of the first, if it is not C's."""
+    model = x if np.size(x) >= np.size(y) else y
+    if model.flags.c_contiguous or model.ndim < max(np.ndim(x), np.ndim(y)):
+        return None
+    return layout.dense_order(model)
+
+
+def _permuted(a: Any, order: layout.Order) -> Any:
+    if not np.ndim(a):
+        return a
+    return a.reshape((1,) * (len(order) - a.ndim) + a.shape).transpose(order)
 
 
 def _split(ufunc: Any, x: Any, y: Any, out: Any) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import pool
+from .. import layout, pool
 from ..windows import Pairs, Sizes, count
 from . import conv_plan, conv_planar, winograd
 from .conv_rows import conv_blocks, conv_panels, conv_weight_blocks, conv_weight_gradient
@@ -35,36 +35,46 @@ def convolve(
     """The cross-correlation of `x` with `w`, plus `bias`; arguments as in `backend.conv`."""
     axes = zip(x.shape[2:], w.shape[2:], stride, padding, dilation, strict=True)
     out: Any = tuple(count(*axis) for axis in axes)
-    x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
+    order = layout.order_of_images(x, w)
+    x, w = _lying(x), _in_planes(w)
     if _winograd(x, w, out, stride, padding, dilation, groups):
         before = (padding[0][0], padding[1][0])
-        found = winograd.convolve(x, w, bias, before, out, transposed=False)
+        found = winograd.convolve(x, w, bias, before, out, order, transposed=False)
         if found is not None:
             return found
     if conv_planar.fits(padding, out):
+        found = None
         if w.shape[1] == 1 and groups > 1:
             steps = (1,) * len(out)
-            return conv_planar.depthwise(x, w, bias, out, stride, padding, dilation, steps)
-        if _panels(w.shape[1], w.shape[2:], stride, out):
-            return conv_planar.convolve(x, w, bias, out, stride, padding, dilation, groups)
+            found = conv_planar.depthwise(
+                _in_planes(x), w, bias, out, stride, padding, dilation, steps
+            )
+        elif _panels(w.shape[1], w.shape[2:], stride, out, order):
+            found = conv_planar.convolve(
+                _in_planes(x), w, bias, out, stride, padding, dilation, groups
+            )
+        if found is not None:
+            return layout.arranged(np, found, order)
     shape = conv_plan.shape_of(
         x.shape[0], x.shape[1], w.shape[0], groups, x.shape[2:], w.shape[2:], out, stride,
         padding, dilation, adjoint=False,
     )  # fmt: skip
-    return _blocks(x, w, bias, shape, out)
+    return _blocks(x, w, bias, shape, out, order)
 
 
 def convolve_data(
     y: Any, w: Any, size: Sizes, stride: Sizes, padding: Pairs, dilation: Sizes, groups: int
 ) -> Any:
     """The adjoint of `convolve` in its input, of spatial sizes `size`."""
-    y, w = np.ascontiguousarray(y), np.ascontiguousarray(w)
+    order = layout.order_of_images(y, w)
+    y, w = _lying(y), _lying(w)
     turned = tuple((k - 1 - a, k - 1 - z) for k, (a, z) in zip(w.shape[2:], padding, strict=True))
     if _winograd(y, w, size, stride, turned, dilation, groups):
         before = (turned[0][0], turned[1][0])
-        found = winograd.convolve(y, w, None, before, (size[0], size[1]), transposed=True)
+        found = winograd.convolve(y, w, None, before, (size[0], size[1]), order, transposed=True)
         if found is not None:
             return found
+    w = _in_planes(w)
     steps = (1,) * len(size)
     turned = tuple(
         (d * (k - 1) - a, n - 1 - s * (m - 1) + a)
@@ -73,24 +83,40 @@ def convolve_data(
         )
     )
     if conv_planar.fits(turned, size):
+        found = None
         if w.shape[1] == 1 and groups == w.shape[0] > 1:
-            flipped = conv_planar.turned(w, groups)
-            return conv_planar.depthwise(y, flipped, None, size, steps, turned, dilation, stride)
-        if stride == steps and _panels(w.shape[0] // groups, w.shape[2:], stride, size):
-            flipped = conv_planar.turned(w, groups)
-            return conv_planar.convolve(y, flipped, None, size, stride, turned, dilation, groups)
+            found = conv_planar.depthwise(
+                _in_planes(y), conv_planar.turned(w, groups), None, size, steps, turned, dilation,
+                stride,
+            )  # fmt: skip
+        elif stride == steps and _panels(
+            w.shape[0] // groups, w.shape[2:], stride, size, order
+        ):  # fmt: skip
+            found = conv_planar.convolve(
+                _in_planes(y), conv_planar.turned(w, groups), None, size, stride, turned, dilation,
+                groups,
+            )  # fmt: skip
+        if found is not None:
+            return layout.arranged(np, found, order)
     shape = conv_plan.shape_of(
         y.shape[0], y.shape[1], w.shape[1] * groups, groups, y.shape[2:], w.shape[2:], tuple(size),
         stride, padding, dilation, adjoint=True,
     )  # fmt: skip
-    return _blocks(y, w, None, shape, tuple(size))
+    return _blocks(y, w, None, shape, tuple(size), order)
 
 
 def convolve_weight(
     x: Any, y: Any, kernel: Sizes, stride: Sizes, padding: Pairs, dilation: Sizes, groups: int
 ) -> Any:
     """The adjoint of `convolve` in its weight, of spatial sizes `kernel`."""
-    x, y = np.ascontiguousarray(x), np.ascontiguousarray(y)
+    order = layout.order_of_images(x, y)
+    found = _weight_in_planes(_lying(x), _lying(y), kernel, stride, padding, dilation, groups)
+    return layout.arranged(np, found, order)
+
+
+def _weight_in_planes(
+    x: Any, y: Any, kernel: Sizes, stride: Sizes, padding: Pairs, dilation: Sizes, groups: int
+) -> Any:
     channels, outputs, out = x.shape[1], y.shape[1], y.shape[2:]
     dw = np.empty((outputs, channels // groups, *kernel), x.dtype)
     if _winograd(x, dw, out, stride, padding, dilation, groups):
@@ -98,18 +124,31 @@ def convolve_weight(
         if found is not None:
             return found
     if conv_planar.fits(padding, out):
+        options = (kernel, stride, padding, dilation)
         if channels == groups > 1:
-            found = conv_planar.depthwise_weight(x, y, kernel, stride, padding, dilation)
+            found = conv_planar.depthwise_weight(_in_planes(x), _in_planes(y), *options)
             if found is not None:
                 return found
         elif channels // groups < 8:
-            return conv_planar.convolve_weight(x, y, kernel, stride, padding, dilation, groups)
+            return conv_planar.convolve_weight(_in_planes(x), _in_planes(y), *options, groups)
     shape = conv_plan.shape_of(
         x.shape[0], channels, outputs, groups, x.shape[2:], kernel, out, stride, padding, dilation,
         adjoint=False,
     )  # fmt: skip
     _sum_weight(x, y, dw, shape)
     return dw
+
+
+def _in_planes(x: Any) -> Any:
+    """Images with a plane for each channel, C-contiguous."""
+    return layout.arranged(np, x, layout.contiguous_order(x.ndim))
+
+
+def _lying(x: Any) -> Any:
+    """Images in one of the two orders, which `conv_layout` reads: as they are, or copied."""
+    if x.flags.c_contiguous or layout.lies_in(x, layout.channels_last_order(x.ndim)):
+        return x
+    return np.ascontiguousarray(x)
 
 
 def _winograd(
@@ -125,15 +164,19 @@ def _winograd(
     )
 
 
-def _panels(channels: int, kernel: Sizes, stride: Sizes, out: Sizes) -> bool:
+def _panels(channels: int, kernel: Sizes, stride: Sizes, out: Sizes, order: layout.Order) -> bool:
     """Whether outputs are better computed in rows of their planes than as pixels."""
     if channels < 16:
         return True
+    if order != layout.contiguous_order(len(order)):
+        return False
     wide = math.prod(out) if math.prod(kernel) == 1 else out[-1]
     return all(s == 1 for s in stride) and wide >= 16
 
 
-def _blocks(x: Any, w: Any, bias: Any, shape: conv_plan.Shape, size: Sizes) -> Any:
+def _blocks(
+    x: Any, w: Any, bias: Any, shape: conv_plan.Shape, size: Sizes, order: layout.Order
+) -> Any:
     dtype, width = x.dtype, lanes(x.dtype.type)
     plan = conv_plan.make(shape, dtype)
     taps, groups = math.prod(shape.kernel), shape.groups
@@ -152,7 +195,7 @@ def _blocks(x: Any, w: Any, bias: Any, shape: conv_plan.Shape, size: Sizes) -> A
     shift = np.zeros(shape.outputs + 2 * width, dtype)
     if bias is not None:
         shift[: shape.outputs] = bias
-    out = np.empty((shape.images, shape.outputs, *size), dtype)
+    out = layout.empty(np, (shape.images, shape.outputs, *size), dtype, order)
     x, flat_out = x.reshape(*x.shape[:2], -1), out.reshape(*out.shape[:2], -1)
 
     def run(start: int, stop: int) -> None:
@@ -184,7 +227,6 @@ def _sum_weight(x: Any, y: Any, dw: Any, shape: conv_plan.Shape) -> None:
     each = -(-plan.blocks // min(plan.blocks, most))
     parts = -(-plan.blocks // each)
     step = (-(-outputs // width) + 1) * width
-    places_out = np.arange(len(plan.places_out)) * (step * dtype.itemsize)
     pitch = -(-(outputs // groups) // width) * width * dtype.itemsize
     slots = (np.arange(taps) * each_in + np.arange(each_in)[:, None]).reshape(-1) * pitch
     x, y = x.reshape(*x.shape[:2], -1), y.reshape(*y.shape[:2], -1)
@@ -192,11 +234,13 @@ def _sum_weight(x: Any, y: Any, dw: Any, shape: conv_plan.Shape) -> None:
     room = plan.fields[13] * plan.fields[14] * shape.out[2] * step + 2 * width
 
     def blocks(into: Any, first: int, start: int, stop: int) -> None:
+        taken = min(outputs, total - first)
+        pixel = (-(-taken // width) + 1) * width * dtype.itemsize
         conv_weight_blocks(
-            x, y, into, plan.fields, plan.shifts, plan.places_in, places_out,
-            scratch("pixels", dtype, plan.pixels), scratch("rows", dtype, plan.rows),
-            scratch("tiles", dtype, room), plan.pitch, first, min(outputs, total - first), start,
-            stop,
+            x, y, into, plan.fields, plan.shifts, plan.places_in,
+            np.arange(len(plan.places_out)) * pixel, scratch("pixels", dtype, plan.pixels),
+            scratch("rows", dtype, plan.rows), scratch("tiles", dtype, room), plan.pitch, first,
+            taken, start, stop,
         )  # fmt: skip
 
     def share(i: int) -> None:

@@ -1,7 +1,8 @@
 """Images between the two orders of convolution's data, by transposed blocks in registers.
 
-Outside, an image is a plane per channel. Inside, the channels of a pixel lie side by side, as many
-as fill whole vectors, so that every step works on vectors of channels whatever the image's size::
+Outside, an image is a plane per channel, or the channels of a pixel lie side by side. Inside they
+do the latter, as many as fill whole vectors, so that every step works on vectors of channels
+whatever the image's size::
 
     plane c:  p0 p1 p2 ...        spread ->       pixel p0: c0 c1 c2 ... 0
     plane d:  p0 p1 p2 ...      <- collect        pixel p1: c0 c1 c2 ... 0
@@ -19,12 +20,28 @@ from .simd import Vectors, emit, lanes
 
 
 def spread(real: Any) -> Any:
-    """A helper: planes to pixels.
+    """A helper: an image to pixels inside.
 
-    ``move(source, plane, channels, places, pixels, target)``: the source's planes are `plane` bytes
-    apart; pixel p goes to ``target + places[p]`` (`places` is the address of 64-bit integers). The
-    channels are filled up to whole vectors with zeros.
+    ``move(source, plane, pixel, channels, places, pixels, target)``: `plane` and `pixel` are the
+    bytes between two channels and two pixels of the source, of which one is a number's size; pixel
+    p goes to ``target + places[p]`` (`places` is the address of 64-bit integers). The channels are
+    filled up to whole vectors with zeros.
     """
+    size, straight, turned = real(0).itemsize, _rows(real, inwards=True), _from_planes(real)
+
+    def move(
+        source: int, plane: int, pixel: int, channels: int, places: int, pixels: int, target: int
+    ) -> None:
+        if plane == size:
+            straight(source, pixel, channels, places, pixels, target)
+        else:
+            turned(source, plane, channels, places, pixels, target)
+
+    return inline(move)
+
+
+def _from_planes(real: Any) -> Any:
+    """A helper: ``move(source, plane, channels, places, pixels, target)``."""
     width, size = lanes(real), real(0).itemsize
 
     def block(v: Vectors, source: Any, plane: Any, places: Any, target: Any) -> None:
@@ -60,10 +77,25 @@ def spread(real: Any) -> Any:
 
 
 def collect(real: Any) -> Any:
-    """A helper: pixels to planes, the inverse of `spread`.
+    """A helper: pixels inside to an image, the inverse of `spread`.
 
-    ``move(source, places, pixels, target, plane, channels)``.
+    ``move(source, places, pixels, target, plane, pixel, channels)``.
     """
+    size, straight, turned = real(0).itemsize, _rows(real, inwards=False), _to_planes(real)
+
+    def move(
+        source: int, places: int, pixels: int, target: int, plane: int, pixel: int, channels: int
+    ) -> None:
+        if plane == size:
+            straight(target, pixel, channels, places, pixels, source)
+        else:
+            turned(source, places, pixels, target, plane, channels)
+
+    return inline(move)
+
+
+def _to_planes(real: Any) -> Any:
+    """A helper: ``move(source, places, pixels, target, plane, channels)``."""
     width, size = lanes(real), real(0).itemsize
 
     def block(v: Vectors, source: Any, places: Any, target: Any, plane: Any) -> None:
@@ -98,6 +130,57 @@ def collect(real: Any) -> Any:
                     partial(at, places + 8 * p, pixels - p, to, plane, channels - c)
 
     return inline(move)
+
+
+def _rows(real: Any, inwards: bool) -> Any:
+    """A helper: pixels whose channels lie side by side outside, too.
+
+    ``move(outside, pixel, channels, places, pixels, inside)``, inwards or outwards.
+    """
+
+    def row(v: Vectors, outside: Any, channels: Any, inside: Any) -> None:
+        builder, step = v.builder, v.integer(v.lanes * v.bytes)
+
+        def turn(carried: list[Any]) -> list[Any]:
+            at, to, left = carried
+            some = v.first(left)
+            if inwards:
+                v.store(v.load_some(at, some), to)
+            else:
+                v.store_some(v.load(to), at, some)
+            return [v.at(at, step), v.at(to, step), builder.sub(left, v.integer(v.lanes))]
+
+        rounds = builder.sdiv(v.at(channels, v.lanes - 1), v.integer(v.lanes))
+        v.loop(rounds, [outside, inside, channels], turn)
+
+    one = emit(real, row, alone=True)
+
+    def move(
+        outside: int, pixel: int, channels: int, places: int, pixels: int, inside: int
+    ) -> None:
+        for p in range(pixels):
+            one(outside + p * pixel, channels, inside + word(places + 8 * p))
+
+    word = _word(real)
+    return inline(move)
+
+
+def _word(real: Any) -> Any:
+    """A helper: the 64-bit integer at an address."""
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def read(typing: Any, place: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            word = ir.IntType(64)
+            pointer = builder.inttoptr(args[0], word.as_pointer())
+            return builder.load(pointer, typ=word, align=8)
+
+        return types.int64(types.int64), generate
+
+    return read
 
 
 def moves(real: Any) -> tuple[Any, Any]:

@@ -183,8 +183,8 @@ def conv_planes_weight(real):
                     pack(place(planes), each_in, plan, taps, p, taken, place(panel), segments)
                     # Whole blocks: rows and columns that are too many reach no result.
                     turn(
-                        place(panel), 2 * width * size, sums.shape[1], place(places), 2 * width,
-                        place(columns) + p * step,
+                        place(panel), 2 * width * size, size, sums.shape[1], place(places), 2 *
+                        width, place(columns) + p * step,
                     )  # fmt: skip
                 at = (n * g.shape[1] + group * each_out) * area + first * plan[ACROSS]
                 multiply(

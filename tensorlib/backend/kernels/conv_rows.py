@@ -145,16 +145,16 @@ def conv_panels(real):
             if transposed:
                 for o in range(outputs):
                     at = ((group * outputs + o) * inputs + j * width) * taps * size
-                    move(place(w) + at, taps * size, left, place(places), taps, to + o * row)
+                    move(place(w) + at, taps * size, size, left, place(places), taps, to + o * row)
             else:
                 at = (group * outputs + j * width) * depth * size
-                move(place(w) + at, depth * size, left, place(places), depth, to)
+                move(place(w) + at, depth * size, size, left, place(places), depth, to)
 
     return body
 
 
 @kernel(
-    "x: real[3], panels: real[1], bias: real[1], out: real[3], plan: i8[1], shifts: i8[1], "
+    "x: real[3s], panels: real[1], bias: real[1], out: real[3s], plan: i8[1], shifts: i8[1], "
     "places_in: i8[1], places_out: i8[1], pixels: real[1], rows: real[1], sums: real[1], "
     "pitch: int, depth: int, start: int, stop: int"
 )
@@ -189,10 +189,10 @@ def conv_blocks(real):  # noqa: C901 (a loop per step)
             low, high = reach(plan, shifts, first, last)
             image = (high - low) * across * pixel
             for n in range(taken):
+                whole, plane, each = x.strides
                 planes_to_pixels(
-                    place(x) + ((n0 + n) * channels * x.shape[2] + low * across) * size, x.shape[2]
-                    * size, channels, place(places_in), (high - low) * across, place(pixels) + n *
-                    image,
+                    place(x) + (n0 + n) * whole + low * across * each, plane, each, channels,
+                    place(places_in), (high - low) * across, place(pixels) + n * image,
                 )  # fmt: skip
             for f in range(plan[PHASES]):
                 at = HEAD + f * PHASE
@@ -223,16 +223,17 @@ def conv_blocks(real):  # noqa: C901 (a loop per step)
                     place_rows(plan, at, y, step, to, first, last, taken, vectors)
             count = (last - first) * wide
             for n in range(taken):
+                whole, plane, each = out.strides
                 pixels_to_planes(
-                    z + n * count * step, place(places_out), count, place(out) + ((n0 + n) * outputs
-                    * out.shape[2] + first * wide) * size, out.shape[2] * size, outputs,
+                    z + n * count * step, place(places_out), count, place(out) + (n0 + n) * whole +
+                    first * wide * each, plane, each, outputs,
                 )  # fmt: skip
 
     return body
 
 
 @kernel(
-    "x: real[3], g: real[3], sums: real[1], plan: i8[1], shifts: i8[1], places_in: i8[1], "
+    "x: real[3s], g: real[3s], sums: real[1], plan: i8[1], shifts: i8[1], places_in: i8[1], "
     "places_out: i8[1], pixels: real[1], rows: real[1], gradient: real[1], pitch: int, "
     "first_out: int, outputs: int, start: int, stop: int"
 )
@@ -264,15 +265,15 @@ def conv_weight_blocks(real):
             image = (high - low) * across * pixel
             count = (last - first) * wide
             for n in range(taken):
+                whole, plane, each = x.strides
                 planes_to_pixels(
-                    place(x) + ((n0 + n) * channels * x.shape[2] + low * across) * size, x.shape[2]
-                    * size, channels, place(places_in), (high - low) * across, place(pixels) + n *
-                    image,
+                    place(x) + (n0 + n) * whole + low * across * each, plane, each, channels,
+                    place(places_in), (high - low) * across, place(pixels) + n * image,
                 )  # fmt: skip
-                at = ((n0 + n) * g.shape[1] + first_out) * g.shape[2] + first * wide
+                whole, plane, each = g.strides
                 planes_to_pixels(
-                    place(g) + at * size, g.shape[2] * size, outputs, place(places_out), count,
-                    place(gradient) + n * count * step,
+                    place(g) + (n0 + n) * whole + first_out * plane + first * wide * each, plane,
+                    each, outputs, place(places_out), count, place(gradient) + n * count * step,
                 )  # fmt: skip
             for group in range(groups):
                 a, a_row = place(pixels), pixel
@@ -307,7 +308,7 @@ def conv_weight_gradient(real):
         for group in range(groups):
             move(
                 place(sums) + group * depth * pitch, place(places), depth, place(dw) + (first_out +
-                group * each) * depth * size, depth * size, each,
+                group * each) * depth * size, depth * size, size, each,
             )  # fmt: skip
 
     return body

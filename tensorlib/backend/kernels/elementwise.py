@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import layout
 from ..pool import parallel
 from .compiler import STRICT, inline, kernel
 
@@ -88,7 +89,7 @@ class Elementwise:
             return out
         arrays = self._alike(args[:n]) if n > 1 or out is not None else args
         x = arrays[self.model]
-        if n == 1 and not x.flags.c_contiguous and not _is_dense(x):
+        if n == 1 and not x.flags.c_contiguous and layout.dense_order(x) is None:
             x = np.ascontiguousarray(x)
         if out is None:
             out = np.empty_like(x)
@@ -101,7 +102,7 @@ class Elementwise:
         return out
 
     def _alike(self, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arrays broadcast to one shape, dense and in one memory order."""
+        """The arrays broadcast to one shape, dense, in the memory order of the first that is."""
         first = arrays[0]
         for x in arrays:
             if x.shape != first.shape:
@@ -110,22 +111,14 @@ class Elementwise:
                 break
         if all([x.flags.c_contiguous for x in arrays]):
             return arrays
-        order = first.strides
-        if all([x.dtype == first.dtype and x.strides == order for x in arrays]) and _is_dense(
-            first
-        ):
-            return arrays
-        return tuple([np.ascontiguousarray(x) for x in arrays])
+        order = next(filter(None, map(layout.dense_order, arrays)), None)
+        order = order or layout.contiguous_order(first.ndim)
+        return tuple([layout.arranged(np, x, order) for x in arrays])
 
 
 def _flat(x: Any) -> Any:
     """The elements of a dense array as a vector, in memory order; a view."""
     return x.ravel() if x.flags.c_contiguous else x.ravel("K")
-
-
-def _is_dense(x: Any) -> bool:
-    """Whether an array's elements fill their memory, in whatever order."""
-    return bool(np.empty_like(x).strides == x.strides)
 
 
 def _of_one(function: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import layout
 from ..pool import parallel
 from .compiler import STRICT, inline, kernel
 
@@ -144,8 +145,12 @@ _ARITHMETIC = {
 
 
 def convert(x: Any, dtype: Any) -> Any:
-    """A C-contiguous copy of an array of half precision in float32, or the other way."""
-    flat = np.ascontiguousarray(x).reshape(-1)
+    """A dense copy of an array of half precision in float32, or the other way."""
+    if not x.flags.c_contiguous:
+        order = layout.kept_order(x)
+        dense = np.ascontiguousarray(x.transpose(order))
+        return layout.from_memory_order(convert(dense, dtype), order)
+    flat = x.reshape(-1)
     out = np.empty(x.shape, dtype)
     to = out.reshape(-1)
     if dtype == np.float32:

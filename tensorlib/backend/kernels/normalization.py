@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import layout
 from ..pool import parallel
 from .column_norm import column_affine, column_affine_back, column_dots, column_moments
 from .compiler import inline, kernel
@@ -321,13 +322,19 @@ def normalize(
     shape: Shape | None = None, affine: Shape | None = None,
 ) -> tuple[Any, Any, Any] | None:  # fmt: skip
     """(out, mean, var) of x over `axes` of `shape`; None where no kernel fits the shapes."""
-    layout, kept = _find(x, weight, bias, axes, shape, affine)
-    if layout is None:
+    found, kept = _find(x, weight, bias, axes, shape, affine)
+    if found is None:
         return None
-    kind, seen = layout
+    kind, seen = found
+    mean, var = np.empty(kept, x.dtype), np.empty(kept, x.dtype)
+    if kind in ("batch", "columns") and _has_pixels(x):
+        out = np.empty_like(x)
+        flat = mean.reshape(-1), var.reshape(-1), _pixels(out)
+        _normalize_columns(_pixels(x), weight, bias, *flat, eps, centred)
+        return out, mean, var
+    order = layout.order_of_images(x)
     x = contiguous(x)
     out = np.empty(x.shape, x.dtype)
-    mean, var = np.empty(kept, x.dtype), np.empty(kept, x.dtype)
     flat = mean.reshape(-1), var.reshape(-1), out.reshape(seen)
     if kind == "columns":
         _normalize_columns(x.reshape(seen), weight, bias, *flat, eps, centred)
@@ -343,6 +350,7 @@ def normalize(
         parallel(normalize_rows, mean.size, grain, *given)
     else:
         parallel(normalize_planes, mean.size, grain, *given, int(kind == "batch"))
+        out = layout.arranged(np, out, order)
     return out, mean, var
 
 
@@ -352,13 +360,18 @@ def normalize_back(
     affine: Shape | None = None,
 ) -> tuple[Any, Any, Any] | None:  # fmt: skip
     """The gradients of x, weight and bias (if there are any); None where no kernel fits."""
-    layout, _ = _find(x, weight, bias, axes, shape, affine)
-    if layout is None:
+    found, _ = _find(x, weight, bias, axes, shape, affine)
+    if found is None:
         return None
-    kind, seen = layout
-    g, x = contiguous(g), contiguous(x)
-    out = np.empty(x.shape, x.dtype)
-    dx, given = out.reshape(seen), (g.reshape(seen), x.reshape(seen))
+    kind, seen = found
+    order = layout.order_of_images(x)
+    if kind in ("batch", "columns") and _has_pixels(x):
+        kind, out = "columns", np.empty_like(x)
+        dx, given = _pixels(out), (_pixels(layout.arranged(np, g, order)), _pixels(x))
+    else:
+        g, x = contiguous(g), contiguous(x)
+        out = np.empty(x.shape, x.dtype)
+        dx, given = out.reshape(seen), (g.reshape(seen), x.reshape(seen))
     given_or_0 = [np.zeros_like(mean) if a is None else a for a in (g_mean, g_var)]
     flat = [contiguous(a).reshape(-1) for a in (mean, var, *given_or_0)]
     w = None if weight is None else contiguous(weight).reshape(-1)
@@ -392,11 +405,22 @@ def normalize_back(
                 a.sum(1) if batch else column_sums(a.reshape(1, -1, parameter.size))
                 for a in (dw, db)
             )
+        out = layout.arranged(np, out, order)
     return (
         out,
         None if weight is None else dw.reshape(weight.shape),
         None if bias is None else db.reshape(bias.shape),
     )
+
+
+def _has_pixels(x: Any) -> bool:
+    """Whether the channels of x (N, C, ...) lie side by side in memory."""
+    return layout.prefers_channels_last(x) and layout.lies_in(x, layout.channels_last_order(x.ndim))
+
+
+def _pixels(x: Any) -> Any:
+    """x (N, C, ...) with channels last as (positions, C, 1), a view."""
+    return x.transpose(layout.channels_last_order(x.ndim)).reshape(-1, x.shape[1], 1)
 
 
 def _normalize_columns(
@@ -452,12 +476,18 @@ def _columns_back(
 
 def scale_channels(x: Any, scale: Any, shift: Any) -> Any:
     """x · scale + shift with one scale and shift per channel of x (N, C, ...)."""
+    scale, shift = contiguous(scale), contiguous(shift)
+    if _has_pixels(x):
+        out = np.empty_like(x)
+        pixels, to, zero = _pixels(x)[..., 0], _pixels(out)[..., 0], np.zeros_like(scale)
+        grain = 1 + GRAIN // max(1, len(pixels))
+        parallel(column_affine, x.shape[1], grain, pixels, zero, scale, shift, to)
+        return out
     x = contiguous(x)
     out = np.empty_like(x)
     if not x.size:
         return out
     n, channels, positions = x.shape[0], x.shape[1], math.prod(x.shape[2:])
-    scale, shift = contiguous(scale), contiguous(shift)
     if positions >= NARROW:
         planes = (n * channels, positions)
         grain = 1 + GRAIN // positions

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import pool
+from .. import layout, pool
 from .conv_scratch import scratch
 from .simd import lanes
 from .winograd_blocks import (
@@ -122,31 +122,41 @@ def _most(channels: int, outputs: int) -> int:
     return max(_LEAST_TILES, _BLOCK_BYTES // (36 * 4 * (channels + outputs)))
 
 
-def convolve(x: Any, w: Any, bias: Any, before: Size, out_size: Size, transposed: bool) -> Any:
+def convolve(
+    x: Any, w: Any, bias: Any, before: Size, out_size: Size, order: layout.Order, transposed: bool
+) -> Any:
     """3 × 3 convolution with stride 1; None if a result is infinite or NaN.
 
     Args:
-        x: (N, C, H, W), contiguous float32.
-        w: (O, C, 3, 3), contiguous; with `transposed`, (C, O, 3, 3), turned by half a turn.
+        x: (N, C, H, W), float32, contiguous or channels last.
+        w: (O, C, 3, 3), contiguous; with `transposed`, (C, O, 3, 3), turned by half a turn, which
+            may have channels last, too.
         bias: (O,), or None.
         before: Zeros above and left of x, 0 to 2; what `out_size` needs behind is 0 to 2, too.
         out_size: Height and width of the output.
+        order: In which the output lies.
         transposed: Whether this is the adjoint of a convolution by `w`.
     """
     count, channels = x.shape[:2]
     outputs = w.shape[1] if transposed else w.shape[0]
     dtype, width = x.dtype, lanes(x.dtype.type)
-    out = np.empty((count, outputs, *out_size), dtype)
+    out = layout.empty(np, (count, outputs, *out_size), dtype, order)
+    flat = _flat(x), _flat(out)
     shift = np.zeros(_padded(outputs, 2 * width), dtype)
     if bias is not None:
         shift[:outputs] = bias
     if 36 * 4 * channels * outputs > _KERNEL_BYTES:
         p = plan(count, x.shape[2:], out_size, before, _PANEL_TILES)
-        check = _by_panels(x, w, shift, out, p, int(transposed))
+        check = _by_panels(flat[0], w, shift, flat[1], p, int(transposed))
     else:
         p = plan(count, x.shape[2:], out_size, before, _most(channels, outputs))
-        check = _by_blocks(x, w, shift, out, p, int(transposed))
+        check = _by_blocks(flat[0], w, shift, flat[1], p, int(transposed))
     return None if np.isnan(check).any() else out
+
+
+def _flat(x: Any) -> Any:
+    """(N, C, H, W) as (N, C, H·W), a view."""
+    return x.reshape(*x.shape[:2], -1)
 
 
 def _by_blocks(x: Any, w: Any, shift: Any, out: Any, p: Plan, transposed: int) -> Any:
@@ -198,8 +208,8 @@ def convolve_weight(x: Any, g: Any, before: Size) -> Any:
     """The gradient of a 3 × 3 convolution in its weight; None if one is infinite or NaN.
 
     Args:
-        x: (N, C, H, W), contiguous float32.
-        g: (N, O, H', W'), contiguous.
+        x: (N, C, H, W), float32, contiguous or channels last.
+        g: (N, O, H', W'), contiguous or channels last.
         before: Zeros above and left of x, 0 to 2.
     """
     channels, outputs, out_size = x.shape[1], g.shape[1], g.shape[2:]
@@ -207,10 +217,10 @@ def convolve_weight(x: Any, g: Any, before: Size) -> Any:
     tiles = math.prod(-(-n // 4) for n in out_size) * x.shape[0]
     if 36 * 4 * channels * outputs > _KERNEL_BYTES and 36 * 4 * channels * tiles < _TILES_BYTES:
         p = plan(x.shape[0], x.shape[2:], out_size, before, tiles)
-        check = _weight_by_panels(x, g, dw, p)
+        check = _weight_by_panels(_flat(x), _flat(g), dw, p)
     else:
         p = plan(x.shape[0], x.shape[2:], out_size, before, _most(channels, outputs))
-        check = _weight_by_blocks(x, g, dw, p)
+        check = _weight_by_blocks(_flat(x), _flat(g), dw, p)
     return None if np.isnan(check).any() else dw
 
 

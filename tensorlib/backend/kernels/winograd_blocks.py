@@ -16,22 +16,24 @@ from .winograd_tiles import (
     input_row,
     output_row_transposed,
     scatter_tile,
+    turned_pixel_tile,
     weight_gradient_tile,
     weight_tile,
 )  # fmt: skip
 
 
-@kernel("w: real[4], u: real[1], transposed: int, first: int, count: int, start: int, stop: int")
+@kernel("w: real[4s], u: real[1], transposed: int, first: int, count: int, start: int, stop: int")
 def winograd_weights(real):
     """G g Gᵀ of the outputs from `first` on; `start` and `stop` count vectors of them."""
     width, size = lanes(real), real(0).itemsize
     place, straight, turned = address(real), weight_tile(real, False), weight_tile(real, True)
+    turned_pixels = turned_pixel_tile(real)
 
     def body(w, u, transposed, first, count, start, stop):
-        outputs, inputs = w.shape[0], w.shape[1]
-        across, along = 9 * size * inputs, 9 * size
+        inputs = w.shape[1]
+        across, along, _, tap = w.strides
         if transposed:
-            outputs, inputs, across, along = inputs, outputs, along, across
+            inputs, across, along = w.shape[0], along, across
         # Panels of two vectors, as products want them.
         pitch = 2 * width * size
         plane = -(-count // (2 * width)) * inputs * pitch
@@ -39,7 +41,9 @@ def winograd_weights(real):
             to = place(u) + j // 2 * inputs * pitch + j % 2 * width * size
             at = place(w) + (first + j * width) * across
             for i in range(inputs):
-                if transposed:
+                if tap != size:
+                    turned_pixels(at + i * along, tap, count - j * width, to + i * pitch, plane)
+                elif transposed:
                     turned(at + i * along, across, count - j * width, to + i * pitch, plane)
                 else:
                     straight(at + i * along, across, count - j * width, to + i * pitch, plane)
@@ -76,10 +80,10 @@ def filling(real):
             for i in range(skip, skip + image // size):
                 pixels[i] = 0
             if high > low:
+                whole, planes, step = x.strides
                 planes_to_pixels(
-                    place(x) + (n * channels * height + low) * width_in * size, height * width_in *
-                    size, channels, place(where) + 8 * low * width_in, (high - low) * width_in, at -
-                    shift,
+                    place(x) + n * whole + low * width_in * step, planes, step, channels,
+                    place(where) + 8 * low * width_in, (high - low) * width_in, at - shift,
                 )  # fmt: skip
             for i in range(taken):
                 for j in range(across):
@@ -94,7 +98,7 @@ def filling(real):
 
 
 @kernel(
-    "x: real[4], u: real[1], bias: real[1], out: real[4], plan: i8[1], where: i8[1], "
+    "x: real[3s], u: real[1], bias: real[1], out: real[3s], plan: i8[1], where: i8[1], "
     "where_out: i8[1], pixels: real[1], tiles: real[1], check: real[2], first: int, outputs: int, "
     "start: int, stop: int"
 )
@@ -119,7 +123,6 @@ def winograd_blocks(real):
         m = v + 36 * most * pitch_in
         y = (place(pixels) + 63) // 64 * 64
         pixel = vectors * width * size
-        area = out_height * out_width
         panel = channels * 2 * width * size
         for block in range(start, stop):
             found = fill(x, plan, where, block, pixels, v, most * pitch_in, pitch_in)
@@ -143,10 +146,11 @@ def winograd_blocks(real):
                             width * size, vectors,
                         )  # fmt: skip
                         done += 1
+                whole, planes, step = out.strides
                 pixels_to_planes(
                     y - 4 * row * 4 * across * pixel, place(where_out) + 8 * low * out_width, (high
-                    - low) * out_width, place(out) + ((n * out.shape[1] + first) * area + low *
-                    out_width) * size, area * size, outputs,
+                    - low) * out_width, place(out) + n * whole + first * planes + low * out_width *
+                    step, planes, step, outputs,
                 )  # fmt: skip
                 n += 1
 
@@ -154,7 +158,7 @@ def winograd_blocks(real):
 
 
 @kernel(
-    "x: real[4], g: real[4], plan: i8[1], where: i8[1], where_out: i8[1], pixels: real[1], "
+    "x: real[3s], g: real[3s], plan: i8[1], where: i8[1], where_out: i8[1], pixels: real[1], "
     "tiles: real[1], du: real[1], first: int, outputs: int, start: int, stop: int"
 )
 def winograd_weight_blocks(real):
@@ -176,7 +180,6 @@ def winograd_weight_blocks(real):
         y = (place(pixels) + 63) // 64 * 64
         offset = (y - place(pixels)) // size
         pixel = vectors * width * size
-        area = out_height * out_width
         per_image = -(-down // rows)
         for block in range(start, stop):
             found = fill(x, plan, where, block, pixels, v, most * pitch_in, pitch_in)
@@ -187,10 +190,11 @@ def winograd_weight_blocks(real):
             while done < found:
                 for i in range(offset, offset + 16 * taken * across * vectors * width):
                     pixels[i] = 0
+                whole, planes, step = g.strides
                 planes_to_pixels(
-                    place(g) + ((n * g.shape[1] + first) * area + low * out_width) * size, area *
-                    size, outputs, place(where_out) + 8 * low * out_width, (high - low) * out_width,
-                    y - 4 * row * 4 * across * pixel,
+                    place(g) + n * whole + first * planes + low * out_width * step, planes, step,
+                    outputs, place(where_out) + 8 * low * out_width, (high - low) * out_width, y - 4
+                    * row * 4 * across * pixel,
                 )  # fmt: skip
                 for i in range(taken):
                     for j in range(across):

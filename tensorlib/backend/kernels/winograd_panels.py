@@ -17,6 +17,7 @@ from .winograd_tiles import (
     gather_tile,
     output_row_transposed,
     scatter_tile,
+    turned_pixel_tile,
     weight_gradient_tile,
     weight_tile,
 )
@@ -26,7 +27,7 @@ CHANNELS = 64
 
 
 @kernel(
-    "x: real[4], w: real[4], bias: real[1], out: real[4], plan: i8[1], where: i8[1], "
+    "x: real[3s], w: real[4s], bias: real[1], out: real[3s], plan: i8[1], where: i8[1], "
     "where_out: i8[1], pixels: real[1], tiles: real[1], work: real[1], check: real[2], "
     "blocks: int, transposed: int, start: int, stop: int"
 )
@@ -35,6 +36,7 @@ def winograd_panels(real):  # noqa: C901 (a loop per step)
     width, size = lanes(real), real(0).itemsize
     place, multiply, fill = address(real), product(real), filling(real)
     straight, turned = weight_tile(real, False), weight_tile(real, True)
+    turned_pixels = turned_pixel_tile(real)
     transform, pixels_to_planes = gather_tile(real), collect(real)
     row, pitch_out = 2 * width * size, 3 * width * size
 
@@ -45,16 +47,15 @@ def winograd_panels(real):  # noqa: C901 (a loop per step)
         out_height, out_width, down, across = plan[4], plan[5], plan[6], plan[7]
         rows, images = plan[8], plan[9]
         channels, outputs = x.shape[1], out.shape[1]
-        along, over = 9 * size, 9 * size * channels
+        over, along, _, tap = w.strides
         if transposed:
-            along, over = 9 * size * outputs, 9 * size
+            over, along = along, over
         most = images * rows * across
         pitch_in = (-(-channels // width) + 1) * width * size
         v = (place(tiles) + 63) // 64 * 64
         u = (place(work) + 63) // 64 * 64
         m = u + 36 * CHANNELS * row
         y = (place(pixels) + 63) // 64 * 64
-        area = out_height * out_width
         for block in range(blocks):
             found = fill(x, plan, where, block, pixels, v, most * pitch_in, pitch_in)
             per_image = -(-down // rows)
@@ -71,7 +72,9 @@ def winograd_panels(real):  # noqa: C901 (a loop per step)
                         for j in range(vectors):
                             at = place(w) + (first + j * width) * over + (c + i) * along
                             to = u + i * row + j * width * size
-                            if transposed:
+                            if tap != size:
+                                turned_pixels(at, tap, some - j * width, to, CHANNELS * row)
+                            elif transposed:
                                 turned(at, over, some - j * width, to, CHANNELS * row)
                             else:
                                 straight(at, over, some - j * width, to, CHANNELS * row)
@@ -91,10 +94,11 @@ def winograd_panels(real):  # noqa: C901 (a loop per step)
                                 place(check) + panel * width * size, vectors,
                             )  # fmt: skip
                             done += 1
+                    whole, planes, step = out.strides
                     pixels_to_planes(
                         y - 4 * first_row * 4 * across * row, place(where_out) + 8 * low *
-                        out_width, (high - low) * out_width, place(out) + ((n * outputs + first) *
-                        area + low * out_width) * size, area * size, some,
+                        out_width, (high - low) * out_width, place(out) + n * whole + first * planes
+                        + low * out_width * step, planes, step, some,
                     )  # fmt: skip
                     n += 1
 
@@ -102,7 +106,7 @@ def winograd_panels(real):  # noqa: C901 (a loop per step)
 
 
 @kernel(
-    "x: real[4], g: real[4], dw: real[4], plan: i8[1], where: i8[1], where_out: i8[1], "
+    "x: real[3s], g: real[3s], dw: real[4], plan: i8[1], where: i8[1], where_out: i8[1], "
     "pixels: real[1], tiles: real[1], work: real[1], check: real[2], start: int, stop: int"
 )
 def winograd_weight_panels(real):  # noqa: C901 (a loop per step)
@@ -133,9 +137,10 @@ def winograd_weight_panels(real):  # noqa: C901 (a loop per step)
             for n in range(count):
                 for i in range(offset, offset + 16 * rows * across * 2 * width):
                     pixels[i] = 0
+                whole, planes, step = g.strides
                 planes_to_pixels(
-                    place(g) + (n * outputs + first) * area * size, area * size, some,
-                    place(where_out), area, y,
+                    place(g) + n * whole + first * planes, planes, step, some, place(where_out),
+                    area, y,
                 )  # fmt: skip
                 for i in range(rows):
                     for j in range(across):

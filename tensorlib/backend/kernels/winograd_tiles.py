@@ -182,12 +182,31 @@ def weight_tile(real: Any, flip: bool) -> Any:
         taps = taps[:9]
         if flip:
             taps.reverse()
-        values = both(weight_row, [taps[3 * i : 3 * i + 3] for i in range(3)])
-        for i, line in enumerate(values):
-            for j, x in enumerate(line):
-                v.store(x, v.at(target, builder.mul(plane, v.integer(6 * i + j))))
+        _store_kernels(v, taps, target, plane)
 
     return emit(real, tile, alone=True)
+
+
+def turned_pixel_tile(real: Any) -> Any:
+    """A helper: what `weight_tile` does with `flip`, where a kernel's numbers lie apart.
+
+    ``move(source, tap, count, target, plane)``: `tap` bytes between the 3 × 3 vectors of `count`
+    neighbouring output channels.
+    """
+
+    def tile(v: Vectors, source: Any, tap: Any, count: Any, target: Any, plane: Any) -> None:
+        places = [v.at(source, v.builder.mul(tap, v.integer(i))) for i in range(9)]
+        some = v.first(count)
+        _store_kernels(v, [v.load_some(p, some) for p in reversed(places)], target, plane)
+
+    return emit(real, tile, alone=True)
+
+
+def _store_kernels(v: Vectors, taps: Row, target: Any, plane: Any) -> None:
+    """3 × 3 vectors, transformed, to 36 planes."""
+    for i, line in enumerate(both(weight_row, [taps[3 * i : 3 * i + 3] for i in range(3)])):
+        for j, x in enumerate(line):
+            v.store(x, v.at(target, v.builder.mul(plane, v.integer(6 * i + j))))
 
 
 def weight_gradient_tile(real: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tensorlib.autograd.core import wrap
 from tensorlib.backend import at, get_backend
+from tensorlib.backend.layout import as_it_lies
 from tensorlib.errors import AutogradError
 from tensorlib.ops.precision import wide
 from tensorlib.tensor import Tensor
@@ -32,8 +33,8 @@ def _norm(xp: Any, a: Any, p: float) -> Any:
     a = wide(a)
     fused = get_backend(a).kernel("square_sum", a) if p == 2.0 else None
     if fused:
-        return xp.asarray(math.sqrt(fused(a)), a.dtype)
-    flat = a.reshape(-1)
+        return xp.asarray(math.sqrt(fused(as_it_lies(a))), a.dtype)
+    flat = as_it_lies(a).reshape(-1)
     if p == 2.0:
         return xp.sqrt(xp.vdot(flat, flat).real)
     a = xp.abs(flat)
@@ -47,7 +48,7 @@ def _norm(xp: Any, a: Any, p: float) -> Any:
 def _kernel(name: str, tensors: list[Tensor]) -> Any:
     """A GPU's kernel for all tensors in one launch, where it takes them; else None."""
     b = get_backend(tensors[0]._array)
-    arrays = [t._array for t in tensors]
+    arrays = [as_it_lies(t._array) for t in tensors]
     if b.name != "cuda" or len({a.device.id for a in arrays}) > 1:
         return None
     fit = all(a.flags.c_contiguous and b.kernel(name, a) for a in arrays)
@@ -84,7 +85,7 @@ def get_total_norm(
     together = _kernel("square_sums", tensors) if norm_type == 2.0 else None
     with at(tensors[0]._array):
         if together:
-            total = xp.sqrt(together([t._array for t in tensors]))
+            total = xp.sqrt(together([as_it_lies(t._array) for t in tensors]))
         else:
             norms = xp.stack([xp.asarray(_norm(xp, t._array, norm_type)) for t in tensors])
             total = xp.asarray(_norm(xp, norms, norm_type))
@@ -116,7 +117,7 @@ def clip_grads_with_norm_(
         xp, norm = get_backend(gradients[0]._array).xp, total_norm._array
         with at(norm):
             scale = xp.minimum(float(max_norm) / (norm + 1e-6), 1.0)
-            together([g._array for g in gradients], scale.astype("float32"))
+            together([as_it_lies(g._array) for g in gradients], scale.astype("float32"))
         for g in gradients:
             g._bump()
         return

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from tensorlib.errors import ArgumentError, ArgumentTypeError
+from tensorlib.optim.arrays import Group
 from tensorlib.optim.lr_scheduler.base import LRScheduler, function_state, per_group, set_option
-from tensorlib.optim.optimizer import Group, Optimizer
+from tensorlib.optim.optimizer import Optimizer
 
 Rates = float | list[float]
 
