@@ -78,13 +78,19 @@ def forward(function, *shapes, dtype="bfloat16", passes=2, seen=lambda out: out)
     return build
 
 
-def both_ways(function, *shapes, dtype="bfloat16", passes=5):
-    """The same with its gradients; what is read and written is counted in the first's size."""
+def both_ways(function, *shapes, dtype="bfloat16", passes=5, last=False):
+    """The same with its gradients; what is read and written is counted in the first's size.
+
+    Images are channels last if `last`.
+    """
 
     def build(lib, compiled):
-        inputs = [array(lib, s, dtype, i).requires_grad_() for i, s in enumerate(shapes)]
+        made = [array(lib, s, dtype, i) for i, s in enumerate((*shapes, shapes[0]))]
+        if last:
+            made = [x.contiguous(memory_format=lib.channels_last) for x in made]
+        *inputs, g = made  # along x itself some gradients vanish
+        inputs = [x.requires_grad_() for x in inputs]
         call = compiled(lambda *xs: function(lib, *xs))
-        g = array(lib, shapes[0], dtype, seed=len(shapes))  # along x itself some gradients vanish
 
         def run():
             for x in inputs:
@@ -200,6 +206,13 @@ KERNELS: dict[str, Build] = {
     "batch_norm": both_ways(
         lambda lib, x: lib.nn.functional.batch_norm(x, None, None, training=True), IMAGES,
         passes=8,
+    ),
+    "batch_norm_last": both_ways(
+        lambda lib, x: lib.nn.functional.batch_norm(x, None, None, training=True), IMAGES,
+        passes=8, last=True,
+    ),
+    "max_pool_last": both_ways(
+        lambda lib, x: lib.nn.functional.max_pool2d(x, 3, 1, 1), IMAGES, passes=4, last=True,
     ),
     "cross_entropy_50k": _cross_entropy,
     "embedding": _embedding,

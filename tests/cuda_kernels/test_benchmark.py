@@ -83,6 +83,9 @@ def on_cpu(monkeypatch):
 
 SMALL = {
     "softmax": gpu_cases.both_ways(lambda lib, x: lib.softmax(x, -1), (8, 16)),
+    "last": gpu_cases.both_ways(
+        lambda lib, x: lib.nn.functional.max_pool2d(x, 3, 1, 1), (2, 3, 5, 4), last=True
+    ),
     "gemm": gpu_cases.product(8, 16, 32, "float32"),
     "tf32": gpu_cases.product(8, 16, 32, "tf32"),
     "sum": gpu_cases.forward(lambda lib, x: x.sum(1), (8, 16), passes=1),

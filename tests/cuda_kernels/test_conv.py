@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import tensorlib.backend.kernels.conv as cpu
+from tensorlib.backend import layout
 from tensorlib.backend.cuda.kernels import conv
 
 CASES = [  # images, channels in and out, groups, sizes, kernel, stride, padding, dilation
@@ -44,3 +45,31 @@ def test_convolution(emulator, case, dtype):
     compare(found, cpu.convolve_data(wide_g, wide[1], sizes, *rest), dtype)
     found = conv.convolve_weight(x, g, kernel, *rest)
     compare(found, cpu.convolve_weight(wide[0], wide_g, kernel, *rest), dtype)
+
+
+def last(x):
+    """The same values, the channels next to each other."""
+    order = layout.channels_last_order(x.ndim)
+    return layout.copied(np, x, order)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if len(c[4]) > 1], ids=str)
+@pytest.mark.parametrize("ways", [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1)], ids=str)
+def test_convolution_with_channels_last(emulator, case, ways):
+    n, c, o, groups, sizes, kernel, stride, padding, dilation = case
+    rest = (stride, padding, dilation, groups)
+    x, weight = (np.random.standard_normal(s) for s in ((n, c, *sizes), (o, c // groups, *kernel)))
+    bias = np.random.standard_normal(o)
+    out = cpu.convolve(x, weight, bias, *rest)
+    g = np.random.standard_normal(out.shape)
+    expected = (
+        out, cpu.convolve_data(g, weight, sizes, *rest), cpu.convolve_weight(x, g, kernel, *rest)
+    )  # fmt: skip
+    x, weight, g = (last(a) if way else a for a, way in zip((x, weight, g), ways, strict=True))
+    found = (
+        conv.convolve(x, weight, bias, *rest), conv.convolve_data(g, weight, sizes, *rest),
+        conv.convolve_weight(x, g, kernel, *rest),
+    )  # fmt: skip
+    for a, b, pair in zip(found, expected, ((x, weight), (g, weight), (x, g)), strict=True):
+        compare(a, b, np.float64)
+        assert layout.lies_in(a, layout.order_of_images(*pair))

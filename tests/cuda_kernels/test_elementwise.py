@@ -1,13 +1,16 @@
 """Activations, arithmetic, choice, conversion: the kernels' source against the CPU's functions."""
 
+import itertools
+
 import ml_dtypes
 import numpy as np
 import pytest
 from scipy import special
 
 import tensorlib.backend.kernels.activation as cpu
+from tensorlib.backend import layout
 from tensorlib.backend.cuda import fused
-from tensorlib.backend.cuda.kernels import elementwise
+from tensorlib.backend.cuda.kernels import arrays, elementwise
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = [np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), BFLOAT16]
@@ -63,9 +66,85 @@ def test_layouts(emulator):
     np.testing.assert_array_equal(out, np.maximum(x, 0))
 
 
+ORDERS = [(0, 1, 2, 3), (0, 2, 3, 1), (3, 2, 1, 0), (1, 0, 2, 3), (0, 3, 1, 2), (2, 3, 0, 1)]
+
+
+@pytest.mark.parametrize("dtype", [np.dtype(bool), np.dtype(np.int64), *FLOATS], ids=str)
+@pytest.mark.parametrize("shape", [(2, 8, 9, 7), (1, 72, 5, 16), (3, 130, 1, 70), (8, 3, 40, 2)])
+def test_every_order_becomes_every_other(emulator, shape, dtype):
+    values = np.random.randint(0, 100, shape).astype(dtype)
+    for before, after in itertools.product(ORDERS, repeat=2):
+        x = layout.copied(np, values, before)
+        found = arrays.arranged(x, after)
+        np.testing.assert_array_equal(found.astype(float), values.astype(float))
+        assert layout.lies_in(found, after) and (found is x) == layout.lies_in(x, after)
+    assert {name for _, name, *_ in emulator.launches} == {"transpose"}
+
+
+def test_matrices_at_any_address_are_transposed(emulator):
+    for rows, columns in ((64, 64), (65, 200), (8, 9), (129, 8)):
+        for start in range(3):
+            x = emulator.xp.empty(rows * columns + start, np.float16)[start:].reshape(rows, columns)
+            x[...] = np.random.standard_normal((rows, columns))
+            np.testing.assert_array_equal(arrays.contiguous(x.T), np.array(x).T)
+    assert len(emulator.launches) == 12
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+def test_arrays_that_lie_alike_are_not_copied(emulator, order):
+    shape = (3, 8, 5, 6)
+    x, y = (layout.copied(np, a, order) for a in np.random.random((2, *shape)).astype(np.float32))
+    keep = layout.copied(np, np.random.random(shape) > 0.5, order)
+    bias, each = np.random.random((2, 3, 8, 1, 1)).astype(np.float32)
+    out = emulator.xp.empty_like(x)
+    functions = elementwise.ACTIVATIONS
+    found = {
+        "relu": functions["relu"](x),
+        "relu_back": functions["relu_back"](y, x),
+        "sum": elementwise.arithmetic("add", x, y, None),
+        "twice": elementwise.arithmetic("multiply", x, 2.0, None),
+        "into": elementwise.arithmetic("subtract", x, y, out),
+        "mask": elementwise.mask(x, keep),
+        "select": elementwise.select(keep, x, y),
+        "scaled": elementwise.scale_kept(x, keep, 2.0),
+        "half": elementwise.convert(x, np.float16),
+    }
+    if order[:2] != (3, 2):  # (3, 8, 1, 1) goes with the first or the last dimensions
+        found["bias"] = elementwise.arithmetic("add", x, bias[0], None)
+    if order in ((0, 1, 2, 3), (0, 2, 3, 1)):
+        found["gate"] = elementwise.arithmetic("multiply", x, each, None)
+    expected = {
+        "relu": x, "relu_back": y, "sum": x + y, "twice": x * 2, "into": x - y,
+        "mask": np.where(keep, x, 0), "select": np.where(keep, x, y),
+        "scaled": x * keep * 2, "half": x.astype(np.float16), "bias": x + bias[0],
+        "gate": x * each,
+    }  # fmt: skip
+    for name, a in found.items():
+        np.testing.assert_allclose(a, expected[name], rtol=1e-6)
+        assert layout.lies_in(a, order), name
+    assert len(emulator.launches) == len(found)
+
+
+def test_the_first_says_how_a_result_lies_and_gradients_lie_as_values(emulator):
+    x, y = np.random.random((2, 2, 8, 9, 5)).astype(np.float32)
+    last = layout.channels_last_order(4)
+    z, gap = layout.copied(np, y, last), np.repeat(x, 2, 3)[..., ::2]
+    add, back = elementwise.arithmetic, elementwise.ACTIVATIONS["relu_back"]
+    for a, b, order in ((x, z, (0, 1, 2, 3)), (z, x, last), (gap, z, last)):
+        found = add("add", a, b, None)
+        np.testing.assert_allclose(found, a + b)
+        assert layout.lies_in(found, order)
+    one = np.broadcast_to(np.float32(3), x.shape)
+    for g, value, order in ((x, z, last), (z, x, (0, 1, 2, 3)), (one, z, last)):
+        found = back(g, value)
+        np.testing.assert_array_equal(found, g)
+        assert layout.lies_in(found, order)
+
+
 SHAPES = [
     ((6, 40), (6, 40)), ((6, 40), (40,)), ((6, 40), (6, 1)), ((6, 40), ()), ((3, 4, 5), (4, 1)),
     ((3, 4, 8), (1, 4, 8)), ((3, 4, 5), (3, 1, 5)), ((40,), (6, 40)), ((0, 4), (4,)),
+    ((3, 4, 8), (3, 1, 8)), ((3, 2, 4, 8), (3, 1, 4, 1)), ((3, 2, 4, 5), (1, 2, 1, 5)),
 ]  # fmt: skip
 
 
@@ -104,12 +183,16 @@ def test_scalars_of_numpy_are_numbers_not_addresses(emulator):
 
 
 def test_which_vectors_broadcast():
-    assert elementwise.vector((2, 3, 4), (3, 4)) == (1, 12)
-    assert elementwise.vector((2, 3, 4), (3, 1)) == (4, 3)
-    assert elementwise.vector((2, 3, 4), (1, 1)) == (24, 1)
-    assert elementwise.vector((2, 3, 4), (2, 1, 4)) is None
-    assert elementwise.vector((3,), (2, 3)) is None
-    assert elementwise.vector((1 << 20, 1 << 13), (1 << 13,)) == (1, 1 << 13)
+    assert elementwise.broadcast((2, 3, 4), (1, 3, 4)) == (24, 1, 12)
+    assert elementwise.broadcast((2, 3, 4), (1, 3, 1)) == (24, 4, 3)
+    assert elementwise.broadcast((2, 3, 4), (1, 1, 1)) == (24, 24, 1)
+    assert elementwise.broadcast((2, 3, 4), (2, 1, 1)) == (24, 12, 2)
+    assert elementwise.broadcast((2, 3, 4), (2, 1, 4)) == (12, 1, 4)
+    assert elementwise.broadcast((2, 3, 4, 5), (2, 1, 4, 1)) == (60, 5, 4)
+    assert elementwise.broadcast((2, 3, 4, 5), (1, 3, 1, 5)) is None
+    assert elementwise.broadcast((1, 3), (2, 3)) is None
+    big = 1 << 20, 1 << 13
+    assert elementwise.broadcast(big, (1, big[1])) == (1 << 33, 1, big[1])
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

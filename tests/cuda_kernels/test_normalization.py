@@ -8,6 +8,7 @@ import pytest
 
 import tensorlib as tl
 import tensorlib.backend.kernels.normalization as cpu
+from tensorlib.backend import layout
 from tensorlib.backend.cuda import capture
 from tensorlib.backend.cuda.kernels import normalization
 
@@ -79,6 +80,31 @@ def test_other_types(emulator, dtype):
             check(case, dtype, affine, True, "wb")
 
 
+@pytest.mark.parametrize("dtype", [np.dtype(np.float32), np.dtype(np.float64), BFLOAT16], ids=str)
+@pytest.mark.parametrize("centred", [True, False])
+def test_rows_that_fit_a_block(emulator, monkeypatch, dtype, centred):
+    monkeypatch.setattr(normalization, "_BLOCKS", 2)  # which take several turns
+    for shape in ((75, 264), (70, 8), (3, 4096 // dtype.itemsize)):
+        check((shape, (1,), shape[1:]), dtype, np.dtype(np.float32), centred, "wb")
+    assert {name for _, name, *_ in emulator.launches if not name.startswith("normalize_aff")} == {
+        "normalize_together", "normalize_together_back"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("half", [np.dtype(np.float16), BFLOAT16], ids=str)
+@pytest.mark.parametrize("n", [264, 37])
+def test_gradients_of_halves_are_read_as_they_are(emulator, n, half):
+    x = np.random.standard_normal((9, n)).astype(np.float32)
+    weight, bias = np.random.standard_normal((2, n)).astype(np.float32)
+    g, rest = np.random.standard_normal((9, n)).astype(half), (None, None, x, weight, bias)
+    _, *moments = normalization.normalize(x, weight, bias, (1,), 1e-5, True)
+    found = normalization.normalize_back(g, *rest, *moments, (1,), 1e-5, True)
+    cast = normalization.normalize_back(g.astype(np.float32), *rest, *moments, (1,), 1e-5, True)
+    for a, b in zip(found, cast, strict=True):
+        assert a.dtype == np.float32
+        np.testing.assert_array_equal(a, b)
+
+
 def test_the_variance_is_exact_far_from_zero(emulator):
     x = np.random.standard_normal((8, 3, 400)) + 10_000
     x = x.astype(np.float32)
@@ -92,6 +118,108 @@ def test_shapes_without_a_kernel(emulator):
     x = np.ones((2, 3, 4), np.float32)
     assert normalization.normalize(x, None, None, (1,), 1e-5, True) is None
     assert normalization.normalize(x[:0], None, None, (2,), 1e-5, True) is None
+
+
+# --- channels last -------------------------------------------------------------------------------
+
+IMAGES = [(3, 8, 5, 4), (2, 5, 7, 3), (1, 24, 2, 3), (6, 16, 1, 1), (4, 1, 3, 3), (2, 300, 3, 3),
+          (1, 3, 1, 70), (2, 8, 2, 3, 4), (700, 8, 2, 2)]  # fmt: skip
+MIXED = [(d, d) for d in map(np.dtype, (np.float32, np.float64, np.float16, BFLOAT16))]
+MIXED += [(np.dtype(np.float16), np.dtype(np.float32)), (BFLOAT16, np.dtype(np.float32))]
+
+
+def last(x, by=0):
+    """The same values, the channels side by side, `by` elements after 16 divides an address."""
+    order = layout.channels_last_order(x.ndim)
+    return layout.from_memory_order(shifted(x.transpose(order), by), order)
+
+
+def names(emulator):
+    found = [name for _, name, *_ in emulator.launches]
+    emulator.launches.clear()
+    return found
+
+
+@pytest.mark.parametrize("dtypes", MIXED, ids=str)
+@pytest.mark.parametrize("shape", IMAGES, ids=str)
+def test_images_with_channels_last(emulator, shape, dtypes):
+    dtype, affine = dtypes
+    n, c, positions = shape[0], shape[1], int(np.prod(shape[2:]))
+    x = (np.random.standard_normal(shape) * 2 + 3).astype(dtype)
+    g = np.random.standard_normal(shape).astype(dtype)
+    single = np.float64 if dtype == np.float64 else np.float32
+    order = layout.channels_last_order(len(shape))
+    seen = {"shape": (n, c, positions), "affine": (c, 1)}
+    for parts, centred, by in (("wb", True, 0), ("w", True, 1), ("b", False, 0), ("", True, 0)):
+        weight, bias = (
+            np.random.standard_normal(c).astype(affine) if p in parts else None for p in "wb"
+        )
+        options = ((0, 2), 1e-5, centred)
+        found = normalization.normalize(last(x, by), weight, bias, *options, **seen)
+        assert names(emulator) == ["channel_moments", "join_channel_moments", "normalize_channels"]
+        assert layout.prefers_channels_last(found[0]) or c == 1
+        column = [None if a is None else wide(a).reshape(c, 1) for a in (weight, bias)]
+        flat = wide(x).reshape(n, c, positions)
+        expected = cpu.normalize(flat, *column, *options)
+        assert found[1].dtype == single and found[1].shape == (1, c, 1)
+        compare(found, (expected[0].reshape(shape), *expected[1:]), dtype)
+        g_mean, g_var = np.random.standard_normal((2, 1, c, 1)).astype(single)
+        for given in ((g_mean, g_var), (None, None)):
+            statistics = [a.astype(single) for a in expected[1:]]
+            back = normalization.normalize_back(
+                last(g, by), *given, last(x), weight, bias, *statistics, *options, **seen
+            )
+            assert names(emulator) == [
+                "channel_dots", "join_channel_dots", "normalize_channels_back",
+            ]  # fmt: skip
+            filled = [np.zeros((1, c, 1)) if a is None else wide(a) for a in given]
+            dx, *rest = cpu.normalize_back(
+                wide(g).reshape(n, c, positions), *filled, flat, *column, *expected[1:], *options
+            )
+            rest = [None if r is None else r.reshape(c) for r in rest]
+            assert layout.lies_in(back[0], order) and back[0].dtype == dtype
+            compare(back, (dx.reshape(shape), *rest), dtype)
+
+
+def test_the_variance_of_channels_is_exact_far_from_zero(emulator):
+    x = (np.random.standard_normal((4, 3, 20, 20)) + 10_000).astype(np.float32)
+    found = normalization.normalize(last(x), None, None, (0, 2), 1e-5, True, (4, 3, 400))
+    np.testing.assert_allclose(found[2].ravel(), wide(x).var((0, 2, 3)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("axes", [(2,), (2, 3)], ids=str)
+def test_instances_and_groups_with_channels_last_are_right(emulator, axes):
+    x, g = np.random.standard_normal((2, 3, 8, 9, 10)).astype(np.float32)
+    shape = (3, 8, 90) if axes == (2,) else (3, 2, 4, 90)
+    weight, bias = np.random.standard_normal((2, 8)).astype(np.float32)
+    seen = {"shape": shape, "affine": (*shape[1:-1], 1)}
+    found, expected = (
+        normalization.normalize(a, weight, bias, axes, 1e-5, True, **seen) for a in (last(x), x)
+    )
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert layout.lies_in(found[0], layout.channels_last_order(4))
+    found, expected = (
+        normalization.normalize_back(
+            *(a, None, None, b, weight, bias, *expected[1:], axes, 1e-5, True), **seen
+        )
+        for a, b in ((last(g), last(x)), (g, x))
+    )
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert layout.lies_in(found[0], layout.channels_last_order(4))
+
+
+@pytest.mark.parametrize("dtype", [np.dtype(np.float32), BFLOAT16], ids=str)
+@pytest.mark.parametrize("shape", IMAGES, ids=str)
+def test_scale_channels_that_are_last(emulator, shape, dtype):
+    x = np.random.standard_normal(shape).astype(dtype)
+    scale, shift = np.random.random((2, shape[1])).astype(np.float32)
+    expected = normalization.scale_channels(x, scale, shift)
+    for by in (0, 3):
+        found = normalization.scale_channels(last(x, by), scale, shift)
+        np.testing.assert_array_equal(wide(found), wide(expected))
+        assert layout.lies_in(found, layout.channels_last_order(len(shape)))
 
 
 @pytest.mark.parametrize("dtype", [np.dtype(np.float32), BFLOAT16], ids=str)

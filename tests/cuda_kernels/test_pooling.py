@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import tensorlib.backend.kernels.pooling as cpu
+from tensorlib.backend import layout
 from tensorlib.backend.cuda.kernels import pooling
 from tensorlib.ops.pooling import _filled
 
@@ -50,8 +51,18 @@ def values(shape, dtype):
 
 
 def wide(x):
-    """Halves as the CPU's kernels take them."""
-    return x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
+    """Contiguous, and halves as the CPU's kernels take them."""
+    return np.ascontiguousarray(x, np.float64 if x.dtype == np.float64 else np.float32)
+
+
+def last(x, by=0):
+    """The same values, the channels side by side, `by` elements after 16 divides an address."""
+    order = layout.channels_last_order(x.ndim)
+    memory = np.empty(x.size + by + 16, x.dtype)
+    start = -memory.ctypes.data % 16 // x.itemsize + by
+    whole = memory[start : start + x.size].reshape([x.shape[d] for d in order])
+    whole[...] = x.transpose(order)
+    return layout.from_memory_order(whole, order)
 
 
 def compare(found, expected, dtype):
@@ -62,30 +73,37 @@ def compare(found, expected, dtype):
 
 
 def check(x, how, shape):
-    """The five functions on x, with windows given by `how`."""
-    dtype, sizes = x.dtype, x.shape[2:]
+    """The five functions on x, with windows given by `how`; results lie as x does."""
+    dtype, sizes, order = x.dtype, x.shape[2:], layout.order_of_images(x)
     out, numbers = pooling.max_pool(x, *how, shape)
     expected, won = cpu.max_pool(wide(x), *how, shape)
     assert out.dtype == dtype and numbers.dtype == won.dtype
+    assert layout.lies_in(out, order) and layout.lies_in(numbers, order)
     np.testing.assert_array_equal(out.astype(expected.dtype), expected)
     np.testing.assert_array_equal(numbers, won)
 
     g = np.random.standard_normal(out.shape).astype(dtype)
+    g = g if order == layout.contiguous_order(x.ndim) else last(g)
     found = pooling.window_scatter(g, numbers, *how, sizes)
-    assert found.dtype == dtype
+    assert found.dtype == dtype and layout.lies_in(found, order)
     np.testing.assert_array_equal(  # in the CPU's order, so the same bits
         found, cpu.window_scatter(wide(g), won, *how, sizes).astype(dtype)
     )
     found = pooling.window_gather(x, numbers.astype(np.int64), *how)
     np.testing.assert_array_equal(found, out)
+    assert layout.lies_in(found, order)
 
     kernel, stride, padding, dilation = how
     if max(dilation) == 1:
         for counts_padding in (None, False, True):
             rest = (kernel, stride, padding, shape, 1 / math.prod(kernel), counts_padding)
-            compare(pooling.sum_pool(x, *rest), cpu.sum_pool(wide(x), *rest), dtype)
+            found = pooling.sum_pool(x, *rest)
+            compare(found, cpu.sum_pool(wide(x), *rest), dtype)
+            assert layout.lies_in(found, order)
             rest = (kernel, stride, padding, sizes, 0.3, counts_padding)
-            compare(pooling.spread_pool(g, *rest), cpu.spread_pool(wide(g), *rest), dtype)
+            found = pooling.spread_pool(g, *rest)
+            compare(found, cpu.spread_pool(wide(g), *rest), dtype)
+            assert layout.lies_in(found, order)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -98,6 +116,16 @@ def test_windows(emulator, case, dtype):
     assert len(emulator.launches) in (3, 9)  # each function is one
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", [c for c in CASES if len(c[0]) > 1], ids=str)
+def test_windows_with_channels_last(emulator, case, dtype):
+    sizes, *how, ceil_mode = case
+    shape = windows(sizes, *how, ceil_mode)
+    for count, by in (((2, 16), 0), ((1, 8), 1), ((2, 3), 0), ((1, 1), 0)):
+        check(last(values((*count, *sizes), dtype), by), how, shape)
+    assert {file for file, *_ in emulator.launches} <= {"pooling", "pool_sums", "reduction"}
+
+
 def test_random_windows(emulator):
     draw, done = np.random.default_rng(), 0
     while done < 40:
@@ -107,7 +135,8 @@ def test_random_windows(emulator):
                for low, high in ((1, 5), (1, 4), (0, 3), (1, 4))]  # fmt: skip
         shape = windows(sizes, *how, bool(draw.integers(2)))
         if min(shape) >= 1 and _filled(sizes, shape, *how):
-            check(values((1, 2, *sizes), DTYPES[done % 4]), how, shape)
+            x = values((1, 2 + 6 * (done % 2), *sizes), DTYPES[done % 4])
+            check(x if n == 1 or done % 3 else last(x), how, shape)
             done += 1
 
 
@@ -128,6 +157,7 @@ def test_indices_of_64_bits(emulator, case, monkeypatch):
     pooling._plan.cache_clear()
     sizes, *how, ceil_mode = case
     check(values((2, 3, *sizes), np.float32), how, windows(sizes, *how, ceil_mode))
+    check(last(values((2, 8, *sizes), np.float32)), how, windows(sizes, *how, ceil_mode))
     assert all(types[-1] == "64" for _, _, types, _ in emulator.launches)
     pooling._plan.cache_clear()
 
@@ -141,9 +171,10 @@ def test_large_planes_have_indices_of_64_bits():
         (1 << 18, 224, 64),
     ):
         shape = (size // 2, size // 2)
-        grid, found, _ = pooling._plan(planes, (size, size), shape, *options, shape)
-        assert found == bits and 1 <= grid.blocks <= 1 << 20
-    assert pooling._plan(1, (9,), (9,), (1,), (1,), (1 << 30,), (1,), (9,))[1] == 64
+        for pack in (0, 8):
+            grid, found, _ = pooling._plan((1, planes), pack, (size, size), shape, *options, shape)
+            assert found == bits and 1 <= grid.blocks <= 1 << 20
+    assert pooling._plan((1, 1), 0, (9,), (9,), (1,), (1,), (1 << 30,), (1,), (9,))[1] == 64
 
 
 @pytest.mark.parametrize("sizes", [(6, 16), (6, 17)])  # by 16 bytes, and one by one
@@ -151,6 +182,7 @@ def test_large_planes_have_indices_of_64_bits():
 def test_nan_and_infinity(emulator, dtype, sizes):
     x = np.full((1, 2, *sizes), -np.inf, dtype)
     x[0, 1] = np.random.choice([np.nan, -np.inf, 1.0, np.inf, -0.0, 0.0], sizes)
+    images = last(np.repeat(x, 4, 1))
     for how in (((2, 2), (2, 2), (0, 0), (1, 1)), ((3, 2), (2, 1), (1, 1), (1, 1))):
         shape = windows(sizes, *how, False)
         out, numbers = pooling.max_pool(x, *how, shape)
@@ -158,6 +190,9 @@ def test_nan_and_infinity(emulator, dtype, sizes):
         np.testing.assert_array_equal(out.astype(expected.dtype), expected)
         np.testing.assert_array_equal(np.signbit(out), np.signbit(expected))
         np.testing.assert_array_equal(numbers, won)
+        again = pooling.max_pool(images, *how, shape)
+        for a, b in zip(again, (out, numbers), strict=True):
+            np.testing.assert_array_equal(wide(a[:, ::4]), wide(b))
 
 
 def test_arrays_that_are_not_aligned_or_not_contiguous(emulator):

@@ -1,5 +1,7 @@
 """Sums, norms, softmax and losses: the kernels' source against NumPy and the CPU in float64."""
 
+import itertools
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 import tensorlib.backend.kernels.losses as cpu_losses
 import tensorlib.backend.kernels.pointwise_losses as cpu_pairs
 import tensorlib.backend.kernels.softmax as cpu_softmax
+from tensorlib.backend import layout
 from tensorlib.backend.cuda.kernels import losses, reduction, softmax
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -29,6 +32,7 @@ SUMS = [
     ((), None), ((7,), None), ((0, 3), (0,)), ((3, 5, 7), (1,)), ((3, 5, 7), (0, 2)),
     ((70, 333), (0,)), ((70, 333), (1,)), ((70, 333), None), ((2, 40_000), (1,)),
     ((5, 3000, 2), (1,)), ((3000, 3), (0,)), ((2, 1, 129, 40), (2,)), ((4, 1, 6), (1,)),
+    ((700, 72), (0,)), ((2, 5, 2, 264), (1,)),
 ]  # fmt: skip
 
 
@@ -56,6 +60,35 @@ def test_sums_of_views(emulator):
             close(reduction.sum(view, dim, False), view.astype(np.float64).sum(dim), np.float32)
 
 
+IMAGES = [(2, 8, 5, 6), (3, 5, 7, 4), (1, 16, 1, 1), (2, 1, 3, 4), (130, 24, 2, 2), (2, 72, 1, 9)]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_sums_in_the_order_of_memory(emulator, dtype):
+    for shape in IMAGES:
+        x = emulator.xp.empty([shape[d] for d in (0, 2, 3, 1)], dtype).transpose(0, 3, 1, 2)
+        x[...] = np.random.random(shape) - 0.25
+        for count in range(1, 5):
+            for dim in itertools.combinations(range(4), count):
+                for keepdim in (False, True):
+                    found = reduction.sum(x, dim, keepdim)
+                    close(found, x.astype(np.float64).sum(dim, keepdims=keepdim), dtype)
+                    if keepdim:
+                        assert layout.lies_in(found, (0, 2, 3, 1))
+    assert {file for file, *_ in emulator.launches} == {"reduction"}  # and nothing was copied
+
+
+@pytest.mark.parametrize("shape", [(9, 8), (2000, 3), (70, 2056), (3, 40), (1, 1)], ids=str)
+def test_columns_at_any_address_and_of_any_number(emulator, shape):
+    for dtype in (np.dtype(np.float32), BFLOAT16):
+        for start in (0, 1):
+            x = emulator.xp.empty(shape[0] * shape[1] + start, dtype)[start:].reshape(shape)
+            x[...] = np.random.random(shape)
+            for scale in (1.0, 0.5):
+                found = reduction.column_sums(x, 1, *shape, dtype, scale=scale)
+                close(found, x.astype(np.float64).sum(0) * scale, dtype)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, BFLOAT16])
 def test_expanded_halves_are_counted_exactly(emulator, dtype):
     # Neither the counts, 2049 and 100 000, nor the sum on the way are numbers of the halves.
@@ -73,11 +106,23 @@ def test_how_sums_are_split():
     for n, others in ((1, 1), (0, 1), (2**31 + 1, 1), (2**40, 3), (5, 70_000), (1 << 20, 1024)):
         parts, length = reduction.split(n, others, 64)
         assert 1 <= parts <= 1024 and (parts - 1) * length < max(n, 1) <= max(1, parts * length)
-    assert reduction.steps_of((4, 3, 5, 6), (0, 2, 3), False) == ((3,), [(12, 30, 1), (1, 4, 3)])
+    shape, dim = (4, 3, 5, 6), (0, 2, 3)
+    steps = [(12, 30, 1), (1, 4, 3)]
+    assert reduction.steps_of(shape, dim, False, (0, 1, 2, 3)) == ((3,), steps, (0,))
+    last = (0, 2, 3, 1)
+    assert reduction.steps_of(shape, dim, False, last) == ((3,), [(1, 120, 3)], (0,))
+    assert reduction.steps_of(shape, (0,), False, last) == ((5, 6, 3), [(1, 4, 90)], (2, 0, 1))
+    for sizes in ((1, 9, 3, 8), (3, 9, 64, 8), (1, 10**6, 2048, 8), (1, 70, 5, 4), (9, 3, 999, 8)):
+        found = reduction.strips(*sizes)
+        (across, down), (outer, rows, columns, pack) = found.grid.threads, sizes
+        assert across * down == 256 and (down == 1 or 32 % across == 0)
+        wide = across * (1 if columns % pack else pack)
+        assert found.parts * found.length >= rows > (found.parts - 1) * found.length
+        assert found.grid.blocks == outer * found.parts * -(-columns // wide)
 
 
 SHAPES = [((3, 5), 1), ((0, 5), 1), ((37, 1003), 1), ((4, 33, 5), 1), ((2, 100, 37), 1),
-          ((1, 9000), -1), ((6, 1, 3), 1), ((7, 40), 0)]  # fmt: skip
+          ((1, 9000), -1), ((6, 1, 3), 1), ((7, 40), 0), ((2, 2048), 1), ((9, 520), 1)]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -104,8 +149,16 @@ def test_softmax_of_what_is_not_finite(emulator):
         np.testing.assert_allclose(out[0], np.where(np.arange(40) == 3, 0, 1 / 39), rtol=1e-6)
 
 
+def test_long_rows_that_are_closed_for_a_while(emulator):
+    x = normal((3, 9001), np.float32)
+    x[0, :6000] = x[1, 100:] = x[2] = -np.inf
+    out = softmax.softmax(x, 1)
+    close(out[:2], cpu_softmax.softmax(x[:2].astype(np.float64), 1), np.float32)
+    assert np.isnan(out[2]).all()
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("shape", [(5, 7), (9, 1003), (3, 33, 5), (2, 100, 37), (0, 4)])
+@pytest.mark.parametrize("shape", [(5, 7), (9, 1003), (2, 9001), (3, 33, 5), (2, 100, 37), (0, 4)])
 def test_cross_entropy(emulator, shape, dtype):
     # Half precisions only store: all but the logits and their gradient is float32.
     single = np.dtype(np.float64 if dtype == np.float64 else np.float32)

@@ -89,12 +89,13 @@ class pygraph:
     def __init__(self, *, io_data_type, intermediate_data_type, compute_data_type, handle):
         assert isinstance(handle, Handle)
         self.compute, self.handle = compute_data_type, handle
-        self.operations, self.notes, self.policy = [], [], None
+        self.operations, self.tensors, self.notes, self.policy = [], [], [], None
         self.executed = 0
         built.append(self)
 
     def tensor(self, *, dim, stride, data_type, uid):
-        return Tensor(dim, stride, data_type, uid)
+        self.tensors.append(Tensor(dim, stride, data_type, uid))
+        return self.tensors[-1]
 
     def _add(self, name, function, count=1):
         if name in refused:

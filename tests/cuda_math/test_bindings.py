@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tensorlib.backend import layout
 from tensorlib.backend.cuda import attention, conv, dnn, gemm
 from tensorlib.backend.cuda.dnn import Layout
 
@@ -122,7 +123,7 @@ names, layouts = lt.MatmulDescAttribute, lt.MatrixLayoutAttribute
 for dtype in gemm.KINDS:
     for epilogue in gemm.EPILOGUES:
         form = Form(4, 5, 6, 3, Side(True, 8, 48), Side(False, 7, 42))
-        spec = gemm.Spec(0, dtype, form, epilogue, False, (16, 16, 16))
+        spec = gemm.Spec(0, dtype, dtype, form, epilogue, False, (16, 16, 16))
         plan = gemm.Plan(lt, 0, spec, 1 << 20)
         assert (read(names.TRANSA), read(names.TRANSB)) == (0, 1)
         assert read(names.EPILOGUE) == gemm.EPILOGUES[epilogue]
@@ -198,7 +199,8 @@ def graph_of(cudnn, describe, **options):
 
 
 def lying(shape, dtype="bfloat16", last=False):
-    return Layout(shape, conv._strides(shape, last), dtype)
+    order = layout.channels_last_order if last else layout.contiguous_order
+    return Layout(shape, conv.strides_in(shape, order(len(shape))), dtype)
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -259,6 +261,7 @@ H200 = {
 PLAN = """
 import sys
 import cudnn
+from tensorlib.backend import layout
 from tensorlib.backend.cuda import attention, conv, dnn
 from tensorlib.backend.cuda.dnn import Layout
 from tensorlib.backend.cuda.settings import CUDNN
@@ -274,7 +277,8 @@ class Lib:
         graph.build_plans = lambda policy: None  # compiles
         return graph
 def lying(shape, dtype="bfloat16", last=False):
-    return Layout(shape, conv._strides(shape, last), dtype)
+    order = layout.channels_last_order if last else layout.contiguous_order
+    return Layout(shape, conv.strides_in(shape, order(len(shape))), dtype)
 def heads(n, h, length, width):
     shape = n, h, length, width
     return Layout(shape, (length * h * width, width, h * width, 1), "bfloat16")
@@ -289,6 +293,17 @@ for dtype in ("float32", "float16", "bfloat16"):
             cases.append((dtype, conv.forward_graph, ((x, w, y), bias, options)))
         cases.append((dtype, conv.data_graph, ((y, w, x), options)))
         cases.append((dtype, conv.weight_graph, ((x, y, w), options)))
+for n_in, n_out, size, kernel, stride in (  # of a ResNet, channels last
+    (3, 64, 32, 7, 2), (64, 64, 16, 1, 1), (64, 256, 16, 1, 1), (256, 512, 16, 1, 2),
+    (128, 128, 16, 3, 2), (512, 512, 7, 3, 1), (2048, 512, 7, 1, 1), (64, 32, 1, 1, 1),
+):
+    pad, out = kernel // 2, (size - 1) // stride + 1
+    shapes = (4, n_in, size, size), (n_out, n_in, kernel, kernel), (4, n_out, out, out)
+    x, w, y = (lying(s, last=True) for s in shapes)
+    step = conv.Options((stride, stride), ((pad, pad), (pad, pad)), (1, 1))
+    cases.append(("bfloat16", conv.forward_graph, ((x, w, y), False, step)))
+    cases.append(("bfloat16", conv.data_graph, ((y, w, x), step)))
+    cases.append(("bfloat16", conv.weight_graph, ((x, y, w), step)))
 for n, h, shared, length, keys, width in (
     (2, 8, 8, 128, 128, 64), (1, 3, 3, 37, 53, 40), (2, 8, 2, 64, 256, 128), (1, 4, 4, 5, 5, 256),
 ):
@@ -315,7 +330,7 @@ def test_cudnn_has_engines_for_every_graph(cudnn, driver, run_process):
     done = run_process([sys.executable, "-c", PLAN, json.dumps(H200)], env=driver)
     if "cannot be told of a GPU" in done.stderr or "libcudnn" in done.stderr:
         pytest.skip("needs a cuDNN that plans for a GPU by its description")
-    assert done.stdout.strip() == "planned 72", done.stderr
+    assert done.stdout.strip() == "planned 96", done.stderr
 
 
 def test_types_have_names_at_cudnn(cudnn):

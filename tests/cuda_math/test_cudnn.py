@@ -1,5 +1,6 @@
 """Convolution and attention through cuDNN: graphs, layouts, settings and what is left to others."""
 
+import itertools
 import os
 import sys
 import types
@@ -8,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from tensorlib.backend import layout
 from tensorlib.backend.cuda import attention, conv, dnn, fused, libraries
 from tensorlib.backend.cuda.settings import CUDNN
 
@@ -110,11 +112,42 @@ def test_convolution_and_its_gradients(cudnn, case, order, dtype):
         np.testing.assert_allclose(
             found.astype(np.float32), wanted.detach(), rtol=tolerance, atol=tolerance
         )
-        if order == "last":
-            assert conv._is_last(found) or found.shape[1] == 1
+        if order == "last" and found.ndim > 3:
+            assert layout.prefers_channels_last(found)
     assert [o[0] for g in cudnn.built for o in g.operations] == [
         "conv_fprop", "bias", "conv_dgrad", "conv_wgrad",
     ]  # fmt: skip
+
+
+def test_one_array_with_channels_last_is_enough(cudnn):
+    tx, tw = filled(2, 4, 9, 8), filled(6, 4, 3, 3)
+    g = filled(2, 6, 7, 6)
+    options = (1, 1), ((0, 0),) * 2, (1, 1), 1
+    for ways in itertools.product((lambda a: a, last), repeat=3):
+        x, w, y = (way(a) for way, a in zip(ways, (tx, tw, g), strict=True))
+        cudnn.built.clear()
+        found = [
+            conv.convolve(x, w, None, *options), conv.convolve_data(y, w, (9, 8), *options),
+            conv.convolve_weight(x, y, (3, 3), *options),
+        ]  # fmt: skip
+        plain = [
+            conv.convolve(tx, tw, None, *options), conv.convolve_data(g, tw, (9, 8), *options),
+            conv.convolve_weight(tx, g, (3, 3), *options),
+        ]  # fmt: skip
+        for a, b, pair in zip(found, plain, ((x, w), (y, w), (x, y)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+            wish = any(map(layout.prefers_channels_last, pair))
+            assert layout.prefers_channels_last(a) == wish
+
+
+def test_sizes_of_one_have_the_strides_that_say_channels_last(cudnn):
+    """A kernel of 1 × 1 lies both ways; cuDNN is told the one of the images."""
+    x, w = last(filled(2, 8, 3, 3)), filled(16, 8, 1, 1)
+    out = conv.convolve(x, w, None, (1, 1), ((0, 0),) * 2, (1, 1), 1)
+    expected = torch.conv2d(as_torch(x), as_torch(w))
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+    strides = [t.stride for t in cudnn.built[0].tensors]
+    assert strides == [[72, 1, 24, 8], [8, 1, 8, 8]] and out.data.ptr
 
 
 def test_uneven_padding_goes_to_cudnn_and_cutting_to_the_own_kernel(cudnn):
@@ -142,7 +175,7 @@ def test_misaligned_arrays_are_copied_and_keep_their_order(cudnn):
     out = conv.convolve(x, w, bias, (1, 1), ((0, 0),) * 2, (1, 1), 1)
     expected = torch.conv2d(as_torch(x), as_torch(w), as_torch(bias))
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
-    assert conv._is_last(out)
+    assert layout.prefers_channels_last(out)
 
 
 def test_new_axes(cudnn):
@@ -267,3 +300,23 @@ def test_who_is_asked(cudnn, monkeypatch):
         libraries.find("convolve", (x, x, None))()
     monkeypatch.setattr(fused, "find", lambda name, arrays: None)
     assert libraries.find("convolve", (x, x, None)) is None
+
+
+@pytest.mark.parametrize("heads, written", [(4, True), (1, False)])
+def test_gradients_of_one_projection_are_written_side_by_side(cudnn, heads, written):
+    n, length, width = 2, 5, 8 if written else 4  # 4 halves are not the 16 bytes that cuDNN wants
+    qkv = filled(n, length, 3, heads, width, dtype=np.float16)
+    q, k, v = (qkv[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
+    out, lse = attention.attention(q, k, v, None, 0.3, True, 0.0, 0, 0)
+    g = filled(*out.shape, dtype=np.float16)
+    found = attention.attention_backward(
+        g, None, out, lse, q, k, v, None, False, 0.3, True, 0.0, 0, 0
+    )[:3]
+    apart = [b.data.ptr - a.data.ptr for a, b in itertools.pairwise(found)]
+    assert (apart == [heads * width * 2] * 2) == written
+    copies = [host.array(x) for x in (q, k, v)]
+    expected = attention.attention_backward(
+        g, None, out, lse, *copies, None, False, 0.3, True, 0.0, 0, 0
+    )[:3]
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)

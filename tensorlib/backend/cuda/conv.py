@@ -1,43 +1,52 @@
 """Convolution and its two gradients through cuDNN, for any strides of the arrays.
 
-Results lie as their input does, channels first or channels last. Arguments and results are those of
-`backend/conv.py`. What cuDNN refuses (padding that cuts off, unusual groups) the own kernels do.
+Results are channels last if one of the two arrays is, as in torch; the other is then turned if it
+must be. Arguments and results are those of `backend/conv.py`. What cuDNN refuses (padding that cuts
+off, unusual groups) the own kernels do.
 """
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from typing import Any
 
+from ..layout import Order, lies_in
 from ..windows import Pairs, Sizes, count
 from . import dnn, fused
-from .dnn import Layout, layout
+from .dnn import Layout
 from .gemm import dtype_name
+from .kernels.arrays import arranged, empty, images
 
 X, W, Y, BIAS = 1, 2, 3, 4  # the tensors' numbers in the graphs
 
 
-def _strides(shape: tuple[int, ...], last: bool) -> tuple[int, ...]:
-    """Elements between neighbours, with channels first or last."""
-    order = (0, *range(2, len(shape)), 1) if last else tuple(range(len(shape)))
+def _fit(x: Any, order: Order) -> Any:
+    """x with its dimensions in an order of memory, as cuDNN takes it: there may be gaps."""
+    steps = [x.strides[d] for d in order if x.shape[d] != 1]
+    if any(a < b for a, b in itertools.pairwise(steps)) or (steps and steps[-1] <= 0):
+        return arranged(x, order)
+    return dnn.dense(x)
+
+
+def strides_in(shape: tuple[int, ...], order: Order) -> tuple[int, ...]:
+    """Elements between neighbours where a shape's dimensions lie in an order."""
     strides, step = [0] * len(shape), 1
-    for axis in reversed(order):
-        strides[axis] = step
-        step *= shape[axis]
+    for d in reversed(order):
+        strides[d] = step
+        step *= shape[d]
     return tuple(strides)
 
 
-def _is_last(x: Any) -> bool:
-    """Whether the channels of an array are next to each other."""
-    return x.shape[1] > 1 and x.strides[1] == x.itemsize and not x.flags.c_contiguous
+def _layout(x: Any, order: Order) -> Layout:
+    """The layout of an array, planar for cuDNN.
 
-
-def empty(shape: tuple[int, ...], like: Any) -> Any:
-    """New memory for a result of `shape` that lies as `like` does."""
-    if not _is_last(like):
-        return dnn.cupy().empty(shape, like.dtype)
-    whole = dnn.cupy().empty((shape[0], *shape[2:], shape[1]), like.dtype)
-    return whole.transpose(0, len(shape) - 1, *range(1, len(shape) - 1))
+    Where a dimension has size 1 its stride is what it would be otherwise: cuDNN reads from strides
+    whether channels are last, and those of a 1 × 1 kernel may be anything.
+    """
+    if not lies_in(x, order):
+        return _planar(dnn.layout(x))
+    return _planar(Layout(x.shape, strides_in(x.shape, order), dtype_name(x.dtype)))
 
 
 def _planar(x: Layout) -> Layout:
@@ -116,9 +125,9 @@ def convolve(
     axes = zip(x.shape[2:], w.shape[2:], stride, padding, dilation, strict=True)
     shape = (x.shape[0], w.shape[0], *[count(*axis) for axis in axes])
     if not _cuts(padding) and min(shape) > 0:
-        x, w = dnn.dense(x), dnn.dense(w)
-        y = empty(shape, x)
-        sides = _planar(layout(x)), _planar(layout(w)), _planar(layout(y))
+        order, _ = images(x, w)
+        x, w, y = _fit(x, order), _fit(w, order), empty(shape, x.dtype, order)
+        sides = _layout(x, order), _layout(w, order), _layout(y, order)
         options = Options(stride, padding, dilation)
         at = {X: x.data.ptr, W: w.data.ptr, Y: y.data.ptr}
         for fuse in (True, False) if bias is not None else (False,):
@@ -140,9 +149,9 @@ def convolve_data(
     """The adjoint of `convolve` in its input, of spatial sizes `size`."""
     shape = (y.shape[0], w.shape[1] * groups, *size)
     if not _cuts(padding) and min(shape) > 0:
-        y, w = dnn.dense(y), dnn.dense(w)
-        x = empty(shape, y)
-        sides = _planar(layout(y)), _planar(layout(w)), _planar(layout(x))
+        order, _ = images(y, w)
+        y, w, x = _fit(y, order), _fit(w, order), empty(shape, y.dtype, order)
+        sides = _layout(y, order), _layout(w, order), _layout(x, order)
         options = Options(stride, padding, dilation)
         if dnn.run(
             ("convolve_data", *sides, stride, padding, dilation), dtype_name(y.dtype),
@@ -159,9 +168,9 @@ def convolve_weight(
     """The adjoint of `convolve` in its weight, of spatial sizes `kernel`."""
     shape = (y.shape[1], x.shape[1] // groups, *kernel)
     if not _cuts(padding) and min(shape) > 0:
-        x, y = dnn.dense(x), dnn.dense(y)
-        w = empty(shape, x)
-        sides = _planar(layout(x)), _planar(layout(y)), _planar(layout(w))
+        order, _ = images(x, y)
+        x, y, w = _fit(x, order), _fit(y, order), empty(shape, x.dtype, order)
+        sides = _layout(x, order), _layout(y, order), _layout(w, order)
         options = Options(stride, padding, dilation)
         if dnn.run(
             ("convolve_weight", *sides, stride, padding, dilation), dtype_name(x.dtype),

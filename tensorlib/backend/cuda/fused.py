@@ -22,6 +22,8 @@ FILES: dict[str, str] = {
     "select": "elementwise",
     "scale_kept": "elementwise",
     "convert": "elementwise",
+    "copied": "arrays",
+    "add_converted": "elementwise",
     "sum": "reduction",
     "norm2": "reduction",
     "softmax": "softmax",

@@ -13,6 +13,7 @@ import numpy as np
 
 from ...autograd.core import apply, wrap
 from ...backend import get_backend
+from ...backend.layout import order_of_images
 from ...backend.windows import Sizes
 from ...errors import ShapeError
 from ...ops.creation import arange
@@ -60,7 +61,8 @@ def _adaptive_avg_pool(n: int, input: Any, output_size: Any) -> Any:
     if all(size % m == 0 for size, m in zip(sizes, shape, strict=True)):
         kernel = tuple(size // m for size, m in zip(sizes, shape, strict=True))
         options = {"kernel": kernel, "stride": kernel, "padding": (0,) * n, "shape": shape}
-        x = apply(sum_pool_p, (x,), options | {"scale": 1 / math.prod(kernel)})
+        options |= {"scale": 1 / math.prod(kernel), "order": order_of_images(x._array)}
+        x = apply(sum_pool_p, (x,), options)
     else:
         for dim, (size, m) in enumerate(zip(sizes, shape, strict=True), start=2):
             if size != m:

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from ...autograd.core import apply
+from ...backend.layout import order_of_images
 from ...backend.windows import Sizes
 from ...errors import ArgumentError, ShapeError
 from ...ops.activation import relu
@@ -280,6 +281,7 @@ def _avg_pool(
     shape = _windows(name, tuple(x.shape[2:]), kernel, steps, pads, (1,) * n, ceil_mode)
     scale = 1 / (divisor_override or math.prod(kernel))
     options = {"kernel": kernel, "stride": steps, "padding": pads, "shape": shape, "scale": scale}
+    options["order"] = order_of_images(x._array)
     if divisor_override is None:
         options["counts_padding"] = bool(count_include_pad)
     out = apply(sum_pool_p, (x,), options)

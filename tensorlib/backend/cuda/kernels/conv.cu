@@ -6,7 +6,8 @@
 //     weight    dw  (O, C K)  =  g (O, N P)            · windowsᵀ (N P, C K)
 //
 // for each group of channels; P and I are positions of an output and an input, K taps of the kernel.
-// A block makes 64 × 64 elements, a thread 4 × 4 of them, 16 products of each at a time.
+// A block makes 64 × 64 elements, a thread 4 × 4 of them, 16 products of each at a time. Images and
+// weights lie as planes, or with all channels of a place side by side.
 #include "common.cuh"
 
 typedef TYPE_0 T;
@@ -16,6 +17,7 @@ static constexpr int SIDE = 64, DEEP = 16;
 
 struct Shape {
     i64 images, in_channels, out_channels, groups;
+    bool last;  // the channels
     int in[3], out[3], kernel[3], stride[3], before[3], dilation[3];
 
     __device__ i64 inputs() const { return (i64)in[0] * in[1] * in[2]; }
@@ -23,6 +25,11 @@ struct Shape {
     __device__ i64 taps() const { return (i64)kernel[0] * kernel[1] * kernel[2]; }
     __device__ i64 in_group() const { return in_channels / groups; }
     __device__ i64 out_group() const { return out_channels / groups; }
+
+    // Where element `place` of a channel is, in an image or a kernel of so many of each.
+    __device__ i64 at(i64 channel, i64 place, i64 channels, i64 places) const {
+        return last ? place * channels + channel : channel * places + place;
+    }
 
     // The input's position that tap `tap` of output `p` sees, or -1.
     __device__ i64 seen(int p, int tap) const {
@@ -56,12 +63,12 @@ struct Shape {
 };
 
 #define SHAPE                                                                                    \
-    i64 images, i64 in_channels, i64 out_channels, i64 groups, i64 i0, i64 i1, i64 i2, i64 o0,   \
-        i64 o1, i64 o2, i64 k0, i64 k1, i64 k2, i64 s0, i64 s1, i64 s2, i64 b0, i64 b1, i64 b2,  \
-        i64 d0, i64 d1, i64 d2
+    i64 images, i64 in_channels, i64 out_channels, i64 groups, i64 last, i64 i0, i64 i1, i64 i2, \
+        i64 o0, i64 o1, i64 o2, i64 k0, i64 k1, i64 k2, i64 s0, i64 s1, i64 s2, i64 b0, i64 b1,  \
+        i64 b2, i64 d0, i64 d1, i64 d2
 #define SHAPE_GIVEN                                                                              \
     {                                                                                            \
-        images, in_channels, out_channels, groups, {(int)i0, (int)i1, (int)i2},                  \
+        images, in_channels, out_channels, groups, last != 0, {(int)i0, (int)i1, (int)i2},       \
             {(int)o0, (int)o1, (int)o2}, {(int)k0, (int)k1, (int)k2},                            \
             {(int)s0, (int)s1, (int)s2}, {(int)b0, (int)b1, (int)b2},                            \
             {(int)d0, (int)d1, (int)d2}                                                          \
@@ -120,20 +127,23 @@ KERNEL convolve(const T* x, const T* weight, const T* bias, T* out, SHAPE) {
     Shape s = SHAPE_GIVEN;
     i64 deep = s.in_group() * s.taps(), taps = s.taps(), positions = s.outputs();
     auto left = [&](i64 group, i64 m, i64 k) -> A {
-        return widen(weight[(group * s.out_group() + m) * deep + k]);
+        i64 at = s.at((int)k / (int)taps, (int)k % (int)taps, s.in_group(), taps);
+        return widen(weight[(group * s.out_group() + m) * deep + at]);
     };
     auto right = [&](i64 group, i64 n) {
-        const T* from = x + (n / positions * s.in_channels + group * s.in_group()) * s.inputs();
+        const T* from = x + n / positions * s.in_channels * s.inputs();
+        i64 first = group * s.in_group();
         int p = (int)(n % positions);
         return [=, &s](i64 k) -> A {
-            i64 at = s.seen(p, (int)k % (int)taps);
-            return at < 0 ? A(0) : widen(from[(int)k / (int)taps * s.inputs() + at]);
+            i64 at = s.seen(p, (int)k % (int)taps), channel = first + (int)k / (int)taps;
+            return at < 0 ? A(0) : widen(from[s.at(channel, at, s.in_channels, s.inputs())]);
         };
     };
     auto store = [&](i64 group, i64, i64 m, i64 n, A sum) {
         i64 channel = group * s.out_group() + m;
         if (bias) sum += widen(bias[channel]);
-        narrow(sum, out[(n / positions * s.out_channels + channel) * positions + n % positions]);
+        T* to = out + n / positions * s.out_channels * positions;
+        narrow(sum, to[s.at(channel, n % positions, s.out_channels, positions)]);
     };
     product(s.groups, s.out_group(), s.images * positions, deep, 1, deep, left, right, store);
 }
@@ -143,19 +153,22 @@ KERNEL convolve_data(const T* g, const T* weight, T* dx, SHAPE) {
     i64 taps = s.taps(), positions = s.inputs(), deep = s.out_group() * taps;
     auto left = [&](i64 group, i64 m, i64 k) -> A {
         int o = (int)k / (int)taps, tap = (int)k % (int)taps;
-        return widen(weight[((group * s.out_group() + o) * s.in_group() + m) * taps + tap]);
+        i64 from = (group * s.out_group() + o) * s.in_group() * taps;
+        return widen(weight[from + s.at(m, tap, s.in_group(), taps)]);
     };
     auto right = [&](i64 group, i64 n) {
-        const T* from = g + (n / positions * s.out_channels + group * s.out_group()) * s.outputs();
+        const T* from = g + n / positions * s.out_channels * s.outputs();
+        i64 first = group * s.out_group();
         int p = (int)(n % positions);
         return [=, &s](i64 k) -> A {
-            i64 at = s.seeing(p, (int)k % (int)taps);
-            return at < 0 ? A(0) : widen(from[(int)k / (int)taps * s.outputs() + at]);
+            i64 at = s.seeing(p, (int)k % (int)taps), channel = first + (int)k / (int)taps;
+            return at < 0 ? A(0) : widen(from[s.at(channel, at, s.out_channels, s.outputs())]);
         };
     };
     auto store = [&](i64 group, i64, i64 m, i64 n, A sum) {
         i64 channel = group * s.in_group() + m;
-        narrow(sum, dx[(n / positions * s.in_channels + channel) * positions + n % positions]);
+        T* to = dx + n / positions * s.in_channels * positions;
+        narrow(sum, to[s.at(channel, n % positions, s.in_channels, positions)]);
     };
     product(s.groups, s.in_group(), s.images * positions, deep, 1, deep, left, right, store);
 }
@@ -165,19 +178,22 @@ KERNEL convolve_weight(const T* x, const T* g, A* dw, i64 parts, i64 length, SHA
     Shape s = SHAPE_GIVEN;
     i64 taps = s.taps(), positions = s.outputs(), columns = s.in_group() * taps;
     auto left = [&](i64 group, i64 m, i64 k) -> A {
-        i64 channel = k / positions * s.out_channels + group * s.out_group() + m;
-        return widen(g[channel * positions + k % positions]);
+        i64 channel = group * s.out_group() + m, image = k / positions;
+        i64 at = s.at(channel, k - image * positions, s.out_channels, positions);
+        return widen(g[image * s.out_channels * positions + at]);
     };
     auto right = [&](i64 group, i64 n) {
         int tap = (int)(n % taps);
-        const T* from = x + (group * s.in_group() + n / taps) * s.inputs();
+        i64 channel = group * s.in_group() + n / taps, image = s.in_channels * s.inputs();
         return [=, &s](i64 k) -> A {
             i64 at = s.seen((int)(k % positions), tap);
-            return at < 0 ? A(0) : widen(from[k / positions * s.in_channels * s.inputs() + at]);
+            const T* from = x + k / positions * image;
+            return at < 0 ? A(0) : widen(from[s.at(channel, at, s.in_channels, s.inputs())]);
         };
     };
     auto store = [&](i64 group, i64 part, i64 m, i64 n, A sum) {
-        dw[((part * s.groups + group) * s.out_group() + m) * columns + n] = sum;
+        i64 to = ((part * s.groups + group) * s.out_group() + m) * columns;
+        dw[to + s.at(n / taps, n % taps, s.in_group(), taps)] = sum;
     };
     product(s.groups, s.out_group(), columns, s.images * positions, parts, length, left, right,
             store);

@@ -1,4 +1,7 @@
-"""Convolution as implicit matrix products, on arrays; see `conv.cu`."""
+"""Convolution as implicit matrix products, on arrays; see `conv.cu`.
+
+Results are channels last if one of the two arrays is.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 
 from ...windows import Pairs, Sizes, count
 from .. import launch
-from .arrays import accumulator, contiguous, typed
+from .arrays import accumulator, arranged, empty, images, typed
 from .reduction import column_sums, split
 
 _SIDE = 64  # of the square of elements that a block makes, as in `conv.cu`
@@ -20,14 +23,14 @@ def _three(values: Any, filler: int) -> tuple[int, ...]:
 
 
 def _shape(
-    images: int, channels: tuple[int, int], groups: int, sizes: Sizes, windows: Sizes,
+    count: int, channels: tuple[int, int], groups: int, last: bool, sizes: Sizes, windows: Sizes,
     kernel: Sizes, stride: Sizes, padding: Pairs, dilation: Sizes,
 ) -> tuple[int, ...]:  # fmt: skip
     """The numbers that the kernels take, in their order."""
     before = tuple([a for a, _ in padding])
     rows = ((sizes, 1), (windows, 1), (kernel, 1), (stride, 1), (before, 0), (dilation, 1))
     found = [n for values, filler in rows for n in _three(values, filler)]
-    return (images, *channels, groups, *[int(n) for n in found])
+    return (count, *channels, groups, int(last), *[int(n) for n in found])
 
 
 def _grid(groups: int, rows: int, columns: int, parts: int = 1) -> launch.Grid:
@@ -42,11 +45,12 @@ def convolve(
     o, _, *kernel = weight.shape
     axes = zip(sizes, kernel, stride, padding, dilation, strict=True)
     windows = tuple([count(*axis) for axis in axes])
-    x, weight = contiguous(x), contiguous(weight)
+    order, last = images(x, weight)
+    x, weight = arranged(x, order), arranged(weight, order)
     bias = None if bias is None else typed(bias, x.dtype)
-    out = launch.runner().xp.empty((n, o, *windows), x.dtype)
+    out = empty((n, o, *windows), x.dtype, order)
     if out.size:
-        shape = _shape(n, (c, o), groups, sizes, windows, kernel, stride, padding, dilation)
+        shape = _shape(n, (c, o), groups, last, sizes, windows, kernel, stride, padding, dilation)
         grid = _grid(groups, o // groups, n * math.prod(windows))
         launch.start("conv", "convolve", (x.dtype,), grid, x, weight, bias, out, *shape)
     return out
@@ -58,10 +62,11 @@ def convolve_data(
     """The adjoint of `convolve` in its input, of spatial sizes `shape`."""
     n, o, *windows = y.shape
     c, kernel = weight.shape[1] * groups, weight.shape[2:]
-    y, weight = contiguous(y), contiguous(weight)
-    out = launch.runner().xp.empty((n, c, *shape), y.dtype)
+    order, last = images(y, weight)
+    y, weight = arranged(y, order), arranged(weight, order)
+    out = empty((n, c, *shape), y.dtype, order)
     if out.size:
-        numbers = _shape(n, (c, o), groups, shape, windows, kernel, stride, padding, dilation)
+        numbers = _shape(n, (c, o), groups, last, shape, windows, kernel, stride, padding, dilation)
         grid = _grid(groups, c // groups, n * math.prod(shape))
         launch.start("conv", "convolve_data", (y.dtype,), grid, y, weight, out, *numbers)
     return out
@@ -73,13 +78,14 @@ def convolve_weight(
     """The adjoint of `convolve` in its weight, of spatial sizes `kernel`."""
     n, c, *sizes = x.shape
     o, *windows = y.shape[1:]
-    x, y = contiguous(x), contiguous(y)
+    order, last = images(x, y)
+    x, y = arranged(x, order), arranged(y, order)
     rows, columns, deep = o // groups, c // groups * math.prod(kernel), n * math.prod(windows)
     tiles = groups * -(-rows // _SIDE) * -(-columns // _SIDE)
     parts, length = split(deep, tiles, _PART)
     sums = launch.runner().xp.empty((parts, groups * rows * columns), accumulator(x.dtype))
-    numbers = _shape(n, (c, o), groups, sizes, windows, kernel, stride, padding, dilation)
+    numbers = _shape(n, (c, o), groups, last, sizes, windows, kernel, stride, padding, dilation)
     launch.start("conv", "convolve_weight", (x.dtype,), _grid(groups, rows, columns, parts), x, y,
                  sums, parts, length, *numbers)  # fmt: skip
-    out = column_sums(sums, 1, parts, sums.shape[1], x.dtype)
-    return out.reshape(o, c // groups, *kernel)
+    out = empty((o, c // groups, *kernel), x.dtype, order)
+    return column_sums(sums, 1, parts, sums.shape[1], x.dtype, out=out)

@@ -3,23 +3,34 @@
 
 // --- arithmetic ----------------------------------------------------------------------------------
 
-// y is one vector of `size` elements, of which each serves `inner` neighbours, over and over:
-// y[i / inner % size]. The same shape is inner 1 and size n; a number stands in `number`.
+// How a smaller y goes with x: in each block of x a vector of `size` elements, of which each serves
+// `inner` neighbours, over and over. The same shape is inner 1 and size n, a number in `number`.
+template <class I> struct Places {
+    I block, inner, size;
+    bool whole;  // one block
+
+    __device__ I operator()(I i) const {
+        I at = i / inner % size;
+        return whole ? at : i / block * size + at;
+    }
+};
+
 template <class I, class F>
-__device__ inline void broadcast(const T* x, const T* y, T* out, I n, I inner, I size, F f) {
+__device__ inline void broadcast(const T* x, const T* y, T* out, I n, Places<I> place, F f) {
     constexpr int W_ = Pack<T>::size;
     I first = (I)thread_index(), step = (I)thread_count(), done = 0;
-    bool by_row = inner == 1 && size % W_ == 0 && aligned(y), by_one = inner % W_ == 0;
+    bool by_row = place.inner == 1 && place.size % W_ == 0 && aligned(y);
+    bool by_one = place.inner % W_ == 0;
     if (aligned(x) && aligned(out) && (by_row || by_one)) {
         I packs = n / W_;
         for (I i = first; i < packs; i += step) {
             Pack<T> a = load_pack(x + i * W_), b, r;
+            const T* beside = y + place(i * W_);
             if (by_row) {
-                b = load_pack(y + i * W_ % size);
+                b = load_pack(beside);
             } else {
-                T one = y[i * W_ / inner % size];
 #pragma unroll
-                for (int k = 0; k < W_; k++) b.at[k] = one;
+                for (int k = 0; k < W_; k++) b.at[k] = *beside;
             }
 #pragma unroll
             for (int k = 0; k < W_; k++) narrow(f(widen(a.at[k]), widen(b.at[k])), r.at[k]);
@@ -28,27 +39,35 @@ __device__ inline void broadcast(const T* x, const T* y, T* out, I n, I inner, I
         done = packs * W_;
     }
     for (I i = done + first; i < n; i += step)
-        narrow(f(widen(x[i]), widen(y[i / inner % size])), out[i]);
+        narrow(f(widen(x[i]), widen(y[place(i)])), out[i]);
+}
+
+template <class I, class F>
+__device__ inline void broadcast(const T* x, const T* y, T* out, i64 n, i64 block, i64 inner,
+                                 i64 size, F f) {
+    broadcast<I>(x, y, out, (I)n, Places<I>{(I)block, (I)inner, (I)size, block >= n}, f);
 }
 
 template <class F>
-__device__ inline void operate(const T* x, const T* y, T* out, i64 n, i64 inner, i64 size,
-                               double number, F f) {
+__device__ inline void operate(const T* x, const T* y, T* out, i64 n, i64 block, i64 inner,
+                               i64 size, double number, F f) {
     if (y == nullptr) {
         A value = widen(rounded<T>((A)number));
         each(x, out, n, [=](A a) -> A { return f(a, value); });
     } else if (size == n && inner == 1) {
         each(x, y, out, n, f);
     } else if (n + thread_count() * Pack<T>::size < (i64)1 << 31) {  // 32-bit divisions are fast
-        broadcast<u32>(x, y, out, (u32)n, (u32)inner, (u32)size, f);
+        broadcast<u32>(x, y, out, n, block, inner, size, f);
     } else {
-        broadcast<u64>(x, y, out, n, inner, size, f);
+        broadcast<u64>(x, y, out, n, block, inner, size, f);
     }
 }
 
 #define OPERATION(name, expression)                                                              \
-    KERNEL name(const T* x, const T* y, T* out, i64 n, i64 inner, i64 size, double number) {     \
-        operate(x, y, out, n, inner, size, number, [](A a, A b) -> A { return expression; });    \
+    KERNEL name(const T* x, const T* y, T* out, i64 n, i64 block, i64 inner, i64 size,           \
+                double number) {                                                                 \
+        operate(x, y, out, n, block, inner, size, number,                                        \
+                [](A a, A b) -> A { return expression; });                                       \
     }
 
 OPERATION(add, a + b)

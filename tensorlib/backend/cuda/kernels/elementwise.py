@@ -1,4 +1,9 @@
-"""Functions of corresponding elements, on arrays: activations, arithmetic, choice, conversion."""
+"""Functions of corresponding elements, on arrays: activations, arithmetic, choice, conversion.
+
+Arrays that are dense and lie alike are walked along their memory, whatever the order of their
+dimensions there; others are copied into the order of the first. A gradient lies as the value that
+it is taken at.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from ....dtypes import HALF
+from ... import layout
 from .. import launch
-from .arrays import DOUBLE, SINGLE, alike, contiguous, is_dense
+from .arrays import DOUBLE, SINGLE, alike, arranged, contiguous, dense, empty_like
 
 _FLOATS = (SINGLE, DOUBLE, *HALF)
 
@@ -28,19 +34,18 @@ class Elementwise:
         self.name, self.arrays, self.kernel = name, arrays, kernel or name
 
     def __call__(self, *args: Any, out: Any = None) -> Any:
-        """The function of arrays and numbers, as a new array, or in the contiguous array `out`."""
+        """The function of arrays and numbers, as a new array, or in the dense array `out`."""
         arrays, numbers = args[: self.arrays], [float(n) for n in args[self.arrays :]]
         if out is not None:
-            arrays = tuple(contiguous(x) for x in arrays)
+            order = layout.kept_order(out)
+            arrays = tuple(arranged(x, order) for x in arrays)
         elif self.arrays == 1:
-            x = arrays[0]
-            dense = x.flags.c_contiguous or is_dense(x.shape, x.strides, x.itemsize)
-            arrays = (x if dense else contiguous(x),)
+            arrays = (dense(arrays[0]),)
         else:
-            arrays = alike(*arrays)
+            arrays = alike(*reversed(arrays))[::-1]
         x = arrays[0]
         if out is None:
-            out = launch.runner().xp.empty_like(x)
+            out = empty_like(x)
         if out.size:
             numbers += [0.0] * (3 - len(numbers))
             grid = launch.elements(out.size, 16 // x.itemsize)
@@ -93,32 +98,40 @@ def _arithmetic(name: str, x: Any, y: Any, out: Any) -> Any:
     if dtype is None or dtype not in _FLOATS or not x.ndim or isinstance(y, np.generic):
         return None
     if out is not None and not (
-        out.dtype == dtype and out.shape == x.shape and out.flags.c_contiguous
+        out.dtype == dtype and out.shape == x.shape and layout.dense_order(out) is not None
         and _apart(out, x, y)
     ):  # fmt: skip
         return None
-    number, place = 0.0, (1, x.size)
-    if hasattr(y, "dtype"):
-        found = (1, x.size) if y.shape == x.shape else vector(x.shape, y.shape)
-        if y.dtype != dtype or found is None:
+    number, place = 0.0, (x.size, 1, x.size)
+    if isinstance(y, int | float):
+        x, y, number = arranged(x, layout.kept_order(x if out is None else out)), None, float(y)
+    elif getattr(y, "dtype", None) == dtype:
+        found = _beside(x, y, out)
+        if found is None:
             return None
-        place = found
-        if y.shape == x.shape and out is None:
-            x, y = alike(x, y)
-        else:
-            x, y = contiguous(x), contiguous(y)
-    elif isinstance(y, int | float):
-        number, y = float(y), None
-        if out is not None or not is_dense(x.shape, x.strides, x.itemsize):
-            x = contiguous(x)
+        x, y, place = found
     else:
         return None
-    out = launch.runner().xp.empty_like(x) if out is None else out
+    out = empty_like(x) if out is None else out
     if out.size:
         grid = launch.elements(out.size, 16 // x.itemsize)
         args = (x, y, out, out.size, *place, number)
         launch.start("elementwise", name, (dtype,), grid, *args)
     return out
+
+
+def _beside(x: Any, y: Any, out: Any) -> tuple[Any, Any, tuple[int, int, int]] | None:
+    """The arrays in one memory order, and how y goes with x; None if no kernel knows how."""
+    if y.shape == x.shape and out is None:
+        return *alike(x, y), (x.size, 1, x.size)  # type: ignore[return-value]
+    order = layout.kept_order(x if out is None else out)
+    if y.shape == x.shape:
+        return arranged(x, order), arranged(y, order), (x.size, 1, x.size)
+    if y.ndim > x.ndim:
+        return None
+    y = layout.in_memory_order(y.reshape((1,) * (x.ndim - y.ndim) + y.shape), order)
+    place = broadcast(tuple([x.shape[d] for d in order]), y.shape)
+    return None if place is None else (arranged(x, order), contiguous(y), place)
 
 
 def _apart(out: Any, *sources: Any) -> bool:
@@ -127,21 +140,24 @@ def _apart(out: Any, *sources: Any) -> bool:
     return not any(x is not out and hasattr(x, "dtype") and may_share(x, out) for x in sources)
 
 
-def vector(shape: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, int] | None:
-    """(inner, size) of a smaller shape along neighbouring dimensions of a larger one, or None.
+def broadcast(shape: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, int, int] | None:
+    """(block, inner, size): how a shape with as many dimensions, some of 1, goes with a larger one.
 
-    Element i of the larger one goes with element ``i // inner % size``.
+    Element i of the larger one goes with element ``i // block * size + i // inner % size``: the
+    smaller one has the first dimensions, and besides some that are neighbours. None if it is
+    otherwise.
     """
-    if len(other) > len(shape):
+    ndim, first = len(shape), 0
+    while first < ndim and other[first] == shape[first]:
+        first += 1
+    along = [d for d in range(first, ndim) if other[d] != 1]
+    if not along:  # one element for each of the first dimensions
+        inner = math.prod(shape[first:])
+        return math.prod(shape) or 1, inner or 1, math.prod(other)
+    start, stop = along[0], along[-1] + 1
+    if other[start:stop] != shape[start:stop]:
         return None
-    sizes = (1,) * (len(shape) - len(other)) + tuple(other)
-    along = [d for d, n in enumerate(sizes) if n != 1]
-    if not along:
-        return math.prod(shape) or 1, 1
-    first, last = along[0], along[-1] + 1
-    if sizes[first:last] != tuple(shape[first:last]):
-        return None
-    return math.prod(shape[last:]), math.prod(sizes)
+    return math.prod(shape[first:]) or 1, math.prod(shape[stop:]), math.prod(other[start:stop])
 
 
 # --- choice, conversion --------------------------------------------------------------------------
@@ -149,8 +165,8 @@ def vector(shape: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, int] | 
 
 def mask(x: Any, kept: Any) -> Any:
     """x where it is kept, 0 elsewhere."""
-    kept, x = alike(kept, x)
-    out = launch.runner().xp.empty_like(x)
+    x, kept = alike(x, kept)
+    out = empty_like(x)
     if out.size:
         grid = launch.elements(out.size, 16 // x.itemsize)
         launch.start("elementwise", "mask", (x.dtype,), grid, kept, x, out, out.size)
@@ -160,12 +176,12 @@ def mask(x: Any, kept: Any) -> Any:
 def select(condition: Any, x: Any, y: Any) -> Any:
     """x where the condition holds, y elsewhere; either may be of no dimensions."""
     if y.ndim == 0 and x.ndim:
-        condition, x = model = alike(condition, x)
+        x, condition = model = alike(x, condition)
     elif x.ndim == 0 and y.ndim:
-        condition, y = model = alike(condition, y)
+        y, condition = model = alike(y, condition)
     else:
-        condition, x, y = model = alike(condition, x, y)
-    out = launch.runner().xp.empty_like(model[-1])
+        x, y, condition = model = alike(x, y, condition)
+    out = empty_like(model[0])
     if out.size:
         grid = launch.elements(out.size, 16 // out.itemsize)
         steps = [int(a.ndim > 0 or out.ndim == 0) for a in (x, y)]
@@ -176,8 +192,8 @@ def select(condition: Any, x: Any, y: Any) -> Any:
 
 def scale_kept(x: Any, kept: Any, scale: float) -> Any:
     """x · scale where it was kept, x · 0 elsewhere."""
-    kept, x = alike(kept, x)
-    out = launch.runner().xp.empty_like(x)
+    x, kept = alike(x, kept)
+    out = empty_like(x)
     if out.size:
         grid, types = launch.elements(out.size, 16 // x.itemsize), (x.dtype,)
         launch.start("elementwise", "scale_kept", types, grid, kept, x, out, out.size, float(scale))
@@ -185,11 +201,22 @@ def scale_kept(x: Any, kept: Any, scale: float) -> Any:
 
 
 def convert(x: Any, dtype: Any) -> Any:
-    """A copy of an array of floats in another floating dtype, in C order."""
-    x, xp = contiguous(x), launch.runner().xp
-    out = xp.empty(x.shape, dtype)
+    """A copy of an array of floats in another floating dtype, in the same order."""
+    x = dense(x)
+    out = empty_like(x, dtype)
     if out.size:
         types = (x.dtype, np.dtype(dtype))
-        grid = launch.elements(out.size, min(16 // x.itemsize, 16 // out.itemsize))
+        grid = launch.elements(out.size, launch.each_pack(*types))
         launch.start("convert", "convert", types, grid, x, out, out.size)
+    return out
+
+
+def add_converted(x: Any, y: Any) -> Any:
+    """x + y of one shape, of which one is of a half precision and the other float32, in float32."""
+    x, y = alike(x, y) if y.dtype == SINGLE else alike(y, x)
+    out = empty_like(y)
+    if out.size:
+        types = (x.dtype, y.dtype)
+        grid = launch.elements(out.size, launch.each_pack(*types))
+        launch.start("convert", "add_converted", types, grid, x, y, out, out.size)
     return out

@@ -15,7 +15,8 @@ __device__ inline I elements(const Axis& a, I o, bool padding) {
 KERNEL window_sums(const T* x, T* out, double scale, i64 counted, SHAPE) {
     Shape s = SHAPE_GIVEN;
     A factor = (A)scale, taps = (A)(s.d.kernel * s.h.kernel * s.w.kernel);
-    if (s.tiled() && aligned(x) && aligned(out)) {
+    bool packed = aligned(x) && aligned(out);
+    if (s.tiled() && packed) {
         tiles(s, [&](i64 from, i64 to) {
             Pack<T> upper = load_pack(x + from), lower = load_pack(x + from + s.w.in);
             Tiles<T> sums;
@@ -30,11 +31,10 @@ KERNEL window_sums(const T* x, T* out, double scale, i64 counted, SHAPE) {
         return;
     }
     I size = s.inputs(), windows = s.outputs();
-    places(s, s.d.out, s.h.out, s.w.out, [&](auto count, i64 plane, I at, I d, I h, I w) {
-        constexpr int N = decltype(count)::value;
+    places(s, packed, s.d.out, s.h.out, s.w.out, [&](auto some, I at, I d, I h, I w) {
+        constexpr int N = decltype(some)::size;
         I d_from = s.d.origin(d), h_from = s.h.origin(h), w_from = s.w.origin(w);
         Span ds = s.d.taps(d_from), hs = s.h.taps(h_from), ws = s.w.taps(w_from);
-        const T* from = x + plane * size;
         A sums[N];
 #pragma unroll
         for (int r = 0; r < N; r++) sums[r] = A(0);
@@ -42,10 +42,9 @@ KERNEL window_sums(const T* x, T* out, double scale, i64 counted, SHAPE) {
             for (I hi = h_from + hs.start; hi < h_from + hs.stop; hi++) {
                 I row = (di * s.h.in + hi) * s.w.in + w_from;
                 for (I place = row + ws.start; place < row + ws.stop; place++) {
+                    Few<N, T> values = some.read(x, size, place);
 #pragma unroll
-                    for (int r = 0; r < N; r++) {
-                        sums[r] += widen(from[(i64)r * size + place]);
-                    }
+                    for (int r = 0; r < N; r++) sums[r] += widen(values.at[r]);
                 }
             }
         }
@@ -54,11 +53,10 @@ KERNEL window_sums(const T* x, T* out, double scale, i64 counted, SHAPE) {
             I inside = elements(s.d, d, counted == 2) * elements(s.h, h, counted == 2);
             short_of = taps / (A)(inside * elements(s.w, w, counted == 2));
         }
-        i64 to = plane * windows + at;
+        Few<N, T> total;
 #pragma unroll
-        for (int r = 0; r < N; r++) {
-            narrow(sums[r] * factor * short_of, out[to + (i64)r * windows]);
-        }
+        for (int r = 0; r < N; r++) narrow(sums[r] * factor * short_of, total.at[r]);
+        some.write(out, windows, at, total);
     });
 }
 
@@ -87,7 +85,8 @@ KERNEL plane_sums(const T* x, T* out, double scale, i64 planes, i64 n) {
 KERNEL spread_windows(const T* g, T* out, double scale, i64 counted, SHAPE) {
     Shape s = SHAPE_GIVEN;
     A factor = (A)scale, taps = (A)(s.d.kernel * s.h.kernel * s.w.kernel);
-    if (s.tiled() && aligned(g) && aligned(out)) {
+    bool packed = aligned(g) && aligned(out);
+    if (s.tiled() && packed) {
         tiles(s, [&](i64 to, i64 from) {
             Tiles<T> values = load_tiles(g + from);
             Pack<T> row;
@@ -102,10 +101,9 @@ KERNEL spread_windows(const T* g, T* out, double scale, i64 counted, SHAPE) {
         return;
     }
     I size = s.inputs(), windows = s.outputs();
-    places(s, s.d.in, s.h.in, s.w.in, [&](auto count, i64 plane, I at, I d, I h, I w) {
-        constexpr int N = decltype(count)::value;
+    places(s, packed, s.d.in, s.h.in, s.w.in, [&](auto some, I at, I d, I h, I w) {
+        constexpr int N = decltype(some)::size;
         Span ds = s.d.windows(d), hs = s.h.windows(h), ws = s.w.windows(w);
-        const T* from = g + plane * windows;
         A sums[N];
 #pragma unroll
         for (int r = 0; r < N; r++) sums[r] = A(0);
@@ -117,17 +115,15 @@ KERNEL spread_windows(const T* g, T* out, double scale, i64 counted, SHAPE) {
                 for (I ow = ws.start; ow < ws.stop; ow++) {
                     A weight = factor;
                     if (counted) weight *= taps / (A)(inside * elements(s.w, ow, counted == 2));
+                    Few<N, T> values = some.read(g, windows, row + ow);
 #pragma unroll
-                    for (int r = 0; r < N; r++) {
-                        sums[r] += widen(from[(i64)r * windows + row + ow]) * weight;
-                    }
+                    for (int r = 0; r < N; r++) sums[r] += widen(values.at[r]) * weight;
                 }
             }
         }
-        i64 to = plane * size + at;
+        Few<N, T> total;
 #pragma unroll
-        for (int r = 0; r < N; r++) {
-            narrow(sums[r], out[to + (i64)r * size]);
-        }
+        for (int r = 0; r < N; r++) narrow(sums[r], total.at[r]);
+        some.write(out, size, at, total);
     });
 }

@@ -11,7 +11,8 @@ __device__ inline bool wins(A x, A best) { return x > best || x != x; }
 
 KERNEL max_pool(const T* x, T* out, Number* numbers, SHAPE) {
     Shape s = SHAPE_GIVEN;
-    if (s.tiled() && aligned(x) && aligned(out) && aligned(numbers)) {
+    bool packed = aligned(x) && aligned(out) && aligned(numbers);
+    if (s.tiled() && packed) {
         tiles(s, [&](i64 from, i64 to) {
             Pack<T> upper = load_pack(x + from), lower = load_pack(x + from + s.w.in);
             Tiles<T> best;
@@ -36,11 +37,10 @@ KERNEL max_pool(const T* x, T* out, Number* numbers, SHAPE) {
         return;
     }
     I size = s.inputs(), windows = s.outputs();
-    places(s, s.d.out, s.h.out, s.w.out, [&](auto count, i64 plane, I at, I d, I h, I w) {
-        constexpr int N = decltype(count)::value;
+    places(s, packed, s.d.out, s.h.out, s.w.out, [&](auto some, I at, I d, I h, I w) {
+        constexpr int N = decltype(some)::size;
         I d_from = s.d.origin(d), h_from = s.h.origin(h), w_from = s.w.origin(w);
         Span ds = s.d.taps(d_from), hs = s.h.taps(h_from), ws = s.w.taps(w_from);
-        const T* from = x + plane * size;
         A best[N];
         int won[N];
 #pragma unroll
@@ -54,9 +54,10 @@ KERNEL max_pool(const T* x, T* out, Number* numbers, SHAPE) {
                 I place = row * s.w.in + w_from + ws.start * s.w.dilation;
                 I tap = (td * s.h.kernel + th) * s.w.kernel + ws.start;
                 for (I tw = ws.start; tw < ws.stop; tw++, tap++, place += s.w.dilation) {
+                    Few<N, T> values = some.read(x, size, place);
 #pragma unroll
                     for (int r = 0; r < N; r++) {
-                        A value = widen(from[(i64)r * size + place]);
+                        A value = widen(values.at[r]);
                         if (wins(value, best[r])) {
                             best[r] = value;
                             won[r] = (int)tap;
@@ -65,19 +66,23 @@ KERNEL max_pool(const T* x, T* out, Number* numbers, SHAPE) {
                 }
             }
         }
-        i64 to = plane * windows + at;
+        Few<N, T> largest;
+        Few<N, Number> taps;
 #pragma unroll
         for (int r = 0; r < N; r++) {
-            narrow(best[r], out[to + (i64)r * windows]);
-            numbers[to + (i64)r * windows] = (Number)won[r];
+            narrow(best[r], largest.at[r]);
+            taps.at[r] = (Number)won[r];
         }
+        some.write(out, windows, at, largest);
+        some.write(numbers, windows, at, taps);
     });
 }
 
 // Each element is the sum, in their order, of the windows whose number names it.
 KERNEL window_scatter(const T* g, const Number* numbers, T* out, SHAPE) {
     Shape s = SHAPE_GIVEN;
-    if (s.tiled() && aligned(g) && aligned(out) && aligned(numbers)) {
+    bool packed = aligned(g) && aligned(out) && aligned(numbers);
+    if (s.tiled() && packed) {
         tiles(s, [&](i64 to, i64 from) {
             Tiles<T> values = load_tiles(g + from);
             Tiles<Number> won = load_tiles(numbers + from);
@@ -98,10 +103,9 @@ KERNEL window_scatter(const T* g, const Number* numbers, T* out, SHAPE) {
         return;
     }
     I size = s.inputs(), windows = s.outputs();
-    places(s, s.d.in, s.h.in, s.w.in, [&](auto count, i64 plane, I at, I d, I h, I w) {
-        constexpr int N = decltype(count)::value;
+    places(s, packed, s.d.in, s.h.in, s.w.in, [&](auto some, I at, I d, I h, I w) {
+        constexpr int N = decltype(some)::size;
         Span ds = s.d.windows(d), hs = s.h.windows(h), ws = s.w.windows(w);
-        i64 from = plane * windows;
         A sums[N];
 #pragma unroll
         for (int r = 0; r < N; r++) sums[r] = A(0);
@@ -112,39 +116,38 @@ KERNEL window_scatter(const T* g, const Number* numbers, T* out, SHAPE) {
                 for (I ow = ws.start; ow < ws.stop; ow++) {
                     I tw = s.w.tap(w, ow), tap = (td * s.h.kernel + th) * s.w.kernel + tw;
                     if (td < 0 || th < 0 || tw < 0) continue;
+                    Few<N, T> values = some.read(g, windows, row + ow);
+                    Few<N, Number> won = some.read(numbers, windows, row + ow);
 #pragma unroll
-                    for (int r = 0; r < N; r++) {
-                        i64 place = from + (i64)r * windows + row + ow;
-                        A value = widen(g[place]);
-                        sums[r] += (int)numbers[place] == (int)tap ? value : A(0);
-                    }
+                    for (int r = 0; r < N; r++)
+                        sums[r] += (int)won.at[r] == (int)tap ? widen(values.at[r]) : A(0);
                 }
             }
         }
-        i64 to = plane * size + at;
+        Few<N, T> total;
 #pragma unroll
-        for (int r = 0; r < N; r++) {
-            narrow(sums[r], out[to + (i64)r * size]);
-        }
+        for (int r = 0; r < N; r++) narrow(sums[r], total.at[r]);
+        some.write(out, size, at, total);
     });
 }
 
 // The element of each window that its number names.
 KERNEL window_gather(const T* x, const Number* numbers, T* out, SHAPE) {
     Shape s = SHAPE_GIVEN;
+    bool packed = aligned(x) && aligned(out) && aligned(numbers);
     I size = s.inputs(), windows = s.outputs();
-    places(s, s.d.out, s.h.out, s.w.out, [&](auto count, i64 plane, I at, I d, I h, I w) {
-        constexpr int N = decltype(count)::value;
+    places(s, packed, s.d.out, s.h.out, s.w.out, [&](auto some, I at, I d, I h, I w) {
+        constexpr int N = decltype(some)::size;
         I d_from = s.d.origin(d), h_from = s.h.origin(h), w_from = s.w.origin(w);
 #pragma unroll
         for (int r = 0; r < N; r++) {
-            i64 to = (plane + r) * windows + at;
+            i64 to = some.at(windows, at, r);
             int tap = (int)numbers[to], across = (int)s.w.kernel, down = (int)s.h.kernel;
             int row = tap / across, td = row / down;
             I place = (d_from + td * s.d.dilation) * s.h.in + h_from +
                       (row - td * down) * s.h.dilation;
             place = place * s.w.in + w_from + (tap - row * across) * s.w.dilation;
-            out[to] = x[(plane + r) * size + place];
+            out[to] = x[some.at(size, place, r)];
         }
     });
 }

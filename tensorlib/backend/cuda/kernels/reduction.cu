@@ -2,6 +2,7 @@
 //
 // A long sum is split in `parts` of `length`, whose results a second launch sums.
 #include "rows.cuh"
+#include "columns.cuh"
 
 typedef TYPE_0 T;
 typedef TYPE_1 W;  // the result's
@@ -22,22 +23,32 @@ KERNEL sum_rows(const T* x, W* out, i64 rows, i64 n, i64 parts, i64 length, i64 
     }
 }
 
-// out[outer][part][inner] = the sum of x[outer][part * length ...][inner].
+// out[outer][part][inner] = scale · the sum of x[outer][part * length ...][inner].
 KERNEL sum_columns(const T* x, W* out, i64 outer, i64 n, i64 inner, i64 parts, i64 length,
-                   i64 square, i64 root) {
-    for (i64 item = blockIdx.x; item < column_items(outer * parts, inner); item += gridDim.x) {
-        Column c = column_of(item, inner);
-        i64 start = c.outer % parts * length, stop = start + length < n ? start + length : n;
-        const T* from = x + (c.outer / parts * n) * inner + c.inside;
-        A total = A(0);
-        if (c.valid) {
-            for (i64 i = start + threadIdx.y; i < stop; i += blockDim.y) {
-                A value = (A)widen(from[i * inner]);
-                total += square ? value * value : value;
+                   i64 square, i64 root, double scale) {
+    by_packs<T>(aligned(x), inner, [&](auto count) {
+        constexpr int V = decltype(count)::value;
+        for (i64 item = blockIdx.x; item < outer * parts * strips<V>(inner); item += gridDim.x) {
+            Strip s = strip_of<V>(item, n, inner, parts, length);
+            A sums[V];
+#pragma unroll
+            for (int k = 0; k < V; k++) sums[k] = A(0);
+            if (s.valid) {
+                const T* from = x + s.outer * n * inner + s.column;
+                auto load = [&](i64 i) { return load_few<V>(from + i * inner); };
+                walk(s.start + threadIdx.y, s.stop, blockDim.y, load, [&](i64, Few<V, T> few) {
+#pragma unroll
+                    for (int k = 0; k < V; k++) {
+                        A value = (A)widen(few.at[k]);
+                        sums[k] += square ? value * value : value;
+                    }
+                });
             }
+            i64 to = (s.outer * parts + s.part) * inner;
+            strip_sums<V>(sums, s, inner, [&](i64 column, A total) {
+                total *= (A)scale;
+                narrow(root ? sqrt(total) : total, out[to + column]);
+            });
         }
-        total = column_sum(total);
-        if (c.valid && threadIdx.y == 0)
-            narrow(root ? sqrt(total) : total, out[c.outer * inner + c.inside]);
-    }
+    });
 }

@@ -4,7 +4,9 @@
 
     (N, C, H, W) over (0, 2, 3)  =  (N, C, P) over P: rows  →  (N, C) over N: columns  →  (C)
 
-How a sum is split depends on shapes alone, so that its bits are the same in every run.
+Dimensions are taken in the order in which they lie in memory, and those that are left lie so in the
+result: channels last, the sum above is over the columns of (N P, C) alone. How a sum is split
+depends on shapes alone, so that its bits are the same in every run.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ import functools
 import math
 from typing import Any, NamedTuple
 
+from ... import layout
+from ...layout import Shape
 from .. import launch
-from .arrays import DOUBLE, SINGLE, contiguous, shaped
+from .arrays import DOUBLE, SINGLE, dense, shaped
 
-Shape = tuple[int, ...]
 _PART = 1 << 14  # elements of a row from which on several blocks share it
 _BLOCKS = 1 << 10  # blocks that fill a large GPU
+_FEW = 8  # rows up to which a thread has columns alone
 
 
 class Split(NamedTuple):
@@ -46,12 +50,51 @@ def columns(outer: int, n: int, inner: int) -> launch.Grid:
     return launch.items(outer * -(-inner // threads[0]), threads)
 
 
+class Strips(NamedTuple):
+    """How (outer, rows, columns) is shared out by `columns.cuh`."""
+
+    grid: launch.Grid
+    parts: int
+    length: int
+
+
 @functools.lru_cache(maxsize=4096)
-def steps_of(shape: Shape, dim: Shape, keepdim: bool) -> tuple[Shape, list[Shape]]:
-    """The result's shape and the steps (outer, n, inner), each a sum over n, the last one first."""
+def strips(outer: int, rows: int, columns: int, pack: int, most: int = 32) -> Strips:
+    """Blocks with `pack` columns to a thread if rows are whole packs.
+
+    Args:
+        outer: How many matrices there are.
+        rows: Of a matrix.
+        columns: Of a matrix.
+        pack: Elements in 16 bytes, or 1.
+        most: Threads of a block side by side; with fewer of them more share the rows.
+    """
+    wanted = -(-columns // (1 if columns % pack else pack))
+    across = launch.THREADS
+    if rows > _FEW:
+        across = min(most, 1 << (wanted - 1).bit_length())
+    down, count = launch.THREADS // across, outer * -(-wanted // across)
+    parts, length = split(rows, count, _FEW * down)
+    return Strips(launch.items(count * parts, (across, down)), parts, length)
+
+
+@functools.lru_cache(maxsize=4096)
+def steps_of(
+    shape: Shape, dim: Shape, keepdim: bool, order: layout.Order
+) -> tuple[Shape, list[Shape], Shape]:
+    """What a sum is made of, where dimensions lie in an order.
+
+    Returns:
+        The result's shape as it lies, steps (outer, n, inner), each a sum over n, the last one
+        first, and how the result's dimensions are put back.
+    """
     reduced = {d % len(shape) for d in dim}
+    kept = [d for d in order if keepdim or d not in reduced]
+    left = tuple([1 if d in reduced else shape[d] for d in kept])
+    axes = tuple([kept.index(d) for d in sorted(kept)])
     groups: list[tuple[int, bool]] = []
-    for d, n in enumerate(shape):
+    for d in order:
+        n = shape[d]
         if n == 1:
             continue
         if groups and groups[-1][1] == (d in reduced):
@@ -66,8 +109,7 @@ def steps_of(shape: Shape, dim: Shape, keepdim: bool) -> tuple[Shape, list[Shape
             steps.append((math.prod([m for m, _ in groups[:i]]), n, inner))
         else:
             inner *= n
-    left = [1 if d in reduced else n for d, n in enumerate(shape) if keepdim or d not in reduced]
-    return tuple(left), steps
+    return left, steps, axes
 
 
 def _wide(x: Any, dtype: Any, square: bool) -> Any:
@@ -80,7 +122,7 @@ def row_sums(x: Any, count: int, n: int, dtype: Any, square: bool, root: bool) -
     parts, length = split(n, count, _PART)
     xp, middle = launch.runner().xp, _wide(x, dtype, square)
     out = xp.empty(count * parts, middle if parts > 1 else dtype)
-    grid = launch.rows(count * parts, length)
+    grid = launch.rows(count * parts, length, 32 // x.itemsize)
     last = parts == 1
     types = (x.dtype, out.dtype, middle)
     launch.start("reduction", "sum_rows", types, grid, x, out, count, n, parts, length,
@@ -89,36 +131,36 @@ def row_sums(x: Any, count: int, n: int, dtype: Any, square: bool, root: bool) -
 
 
 def column_sums(
-    x: Any, outer: int, n: int, inner: int, dtype: Any, square: bool = False, root: bool = False
-) -> Any:
-    """Contiguous (outer, n, inner) summed over n, as (outer · inner) of `dtype`."""
+    x: Any, outer: int, n: int, inner: int, dtype: Any, square: bool = False, root: bool = False,
+    scale: float = 1.0, out: Any = None,
+) -> Any:  # fmt: skip
+    """Contiguous (outer, n, inner) summed over n and scaled, as (outer · inner) of `dtype`.
+
+    Or in `out`, which is of that dtype and size, and without gaps.
+    """
     middle = _wide(x, dtype, square)
-    fold = math.gcd(n, 32 // inner if inner <= 16 else 1)
-    fold = 1 << (fold.bit_length() - 1) if fold & (fold - 1) else fold
-    if fold > 1 and n > 64 and n % fold == 0:  # several rows side by side fill a warp
-        x = column_sums(x, outer, n // fold, fold * inner, middle, square)
-        return column_sums(x, outer, fold, inner, dtype, False, root)
-    parts, length = split(n, outer * -(-inner // 32), 64)
-    xp, last = launch.runner().xp, parts == 1
-    out = xp.empty(outer * parts * inner, dtype if last else middle)
-    grid = columns(outer * parts, length, inner)
-    types = (x.dtype, out.dtype, middle)
-    launch.start("reduction", "sum_columns", types, grid, x, out, outer, n, inner, parts, length,
-                 int(square), int(root and last))  # fmt: skip
-    return out if last else column_sums(out, outer, parts, inner, dtype, False, root)
+    grid, parts, length = strips(outer, n, inner, 16 // x.itemsize)
+    last, to = parts == 1, out
+    if not last or out is None:
+        to = launch.runner().xp.empty(outer * parts * inner, dtype if last else middle)
+    types = (x.dtype, to.dtype, middle)
+    launch.start("reduction", "sum_columns", types, grid, x, to, outer, n, inner, parts, length,
+                 int(square), int(root and last), scale if last else 1.0)  # fmt: skip
+    return to if last else column_sums(to, outer, parts, inner, dtype, False, root, scale, out)
 
 
 def _reduce(x: Any, dim: Shape | None, keepdim: bool, square: bool, root: bool) -> Any:
     """Σ x or Σ x² over dimensions, or its root, in the dtype of x."""
     xp, wide = launch.runner().xp, _wide(x, x.dtype, square)
     dim = tuple(range(x.ndim)) if dim is None else dim
-    left, steps = steps_of(x.shape, tuple(dim), keepdim)
+    x = dense(x)
+    order = layout.dense_order(x) or ()
+    left, steps, axes = steps_of(x.shape, tuple(dim), keepdim, order)
     if not x.size:
-        return xp.zeros(left, x.dtype)
-    x = contiguous(x)
-    dtype = x.dtype
+        return xp.zeros(left, x.dtype).transpose(axes)
+    x, dtype = layout.in_memory_order(x, order), x.dtype
     if not steps:
-        return (xp.abs(x) if square else x.copy()).reshape(left)
+        return (xp.abs(x) if square else x.copy()).reshape(left).transpose(axes)
     for i, (outer, n, inner) in enumerate(steps):
         last, first = i == len(steps) - 1, i == 0
         to = dtype if last else wide
@@ -126,7 +168,8 @@ def _reduce(x: Any, dim: Shape | None, keepdim: bool, square: bool, root: bool) 
             x = row_sums(x, outer, n, to, square and first, root and last)
         else:
             x = column_sums(x, outer, n, inner, to, square and first, root and last)
-    return shaped(x, left)
+    x = shaped(x, left)
+    return x if axes == tuple(range(len(axes))) else x.transpose(axes)
 
 
 def sum(x: Any, dim: Shape | None, keepdim: bool) -> Any:
