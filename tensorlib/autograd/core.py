@@ -390,31 +390,35 @@ def _wrap_many(
 
 def output_node(node: Node, index: int) -> Node:
     """The node of output `index` of an operation with several outputs."""
-    from .primitive import OUTPUT_RULES
+    from .primitive import MIXED_OUTPUT_RULES, OUTPUT_RULES
 
-    out = Node(OUTPUT_RULES, (node,), (), (), node.shape[index], node.dtype[index])
+    mixed = index == 0 and getattr(node.rules, "mixed", False)
+    rules = MIXED_OUTPUT_RULES if mixed else OUTPUT_RULES
+    out = Node(rules, (node,), (), (), node.shape[index], node.dtype[index])
     out.index = index
     return out
 
 
 def _common_backend(p: Primitive, arrays: list[Any]) -> tuple[Any, Any]:
     """The one backend of the arrays, and the GPU's index; 0-d host arrays may join, as in torch."""
-    where: Any = None
+    where, any_host = None, False
     for x in arrays:
         on_host = isinstance(x, _ndarray | np.generic)
-        if hasattr(x, "dtype") and (x.ndim or not on_host):
+        any_host = any_host or on_host
+        if hasattr(x, "dtype") and (not on_host or x.ndim):
             found = array_device(x)
-            if where is not None and found != where:
+            if where is not None and found is not where and found != where:
                 raise DeviceError(
                     f"{p.name}: received tensors on {where} and {found}; move them to one device "
                     "with .to()"
                 )
             where = found
-    b = get_backend(where)
-    for i, x in enumerate(arrays):
-        if isinstance(x, _ndarray):
-            arrays[i] = b.from_host(x, where.index)
-    return b, where.index
+    b, index = get_backend(where), where.index  # type: ignore[union-attr]
+    if any_host:
+        for i, x in enumerate(arrays):
+            if isinstance(x, _ndarray):
+                arrays[i] = b.from_host(x, index)
+    return b, index
 
 
 def _apply_through_modes(p: Primitive, args: tuple[Any, ...], options: dict[str, Any]) -> Any:

@@ -8,10 +8,9 @@ while the walk goes on.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from ..dtypes import HALF
 from ..errors import ArgumentTypeError, AutogradError, ShapeError
 from .arriving import check_gradient
 from .core import Node, TensorBase, refresh, state, wrap
+from .gpus import back_here, go_to, several_gpus
 
 _HOSTS = np.ndarray | np.generic  # the CPU's arrays, and its scalars
 _SINGLE_OR_LESS = {*HALF, np.dtype(np.float32)}
@@ -125,7 +125,7 @@ class _Walk:
         graph = self.collect(roots, targets)
         grads, create_graph, retain = self.grads, self.create_graph, self.retain_graph
         careful = create_graph or state.anomaly
-        several = _several_gpus(roots)
+        several = several_gpus(roots)
         for t, g in zip(roots, gradients, strict=True):
             if t._node is None:
                 self.waiting[t] = self.waiting.get(t, 0) + 1
@@ -141,7 +141,7 @@ class _Walk:
                         self.arrive(e, None, False, targets)
                 continue
             if several:
-                _go_to(g)
+                go_to(g)
             if node.hooks:
                 g = self.run_hooks(node.hooks, self.settled(node, g))
             if targets is not None and node in targets:
@@ -157,7 +157,7 @@ class _Walk:
                 node.saved, node.versions = None, ()
             for e, r in zip(node.edges, results, strict=True):
                 if several and r is not None:
-                    _go_to(r)
+                    go_to(r)
                 if e.__class__ is not Node:
                     self.arrive(e, r, rules.fresh and (r is not g or node in self.sole), targets)
                 elif r is None or (targets is not None and e.seq not in graph):
@@ -402,34 +402,6 @@ def _check_nan(node: Node, results: list[Any]) -> None:
             )
 
 
-def _several_gpus(roots: Sequence[Any]) -> bool:
-    """Whether a graph may lie on more than one GPU."""
-    array = roots[0]._array if roots else None
-    return is_array(array) and getattr(get_backend(array), "count", 1) > 1
-
-
-def _go_to(g: Any) -> None:
-    """Make the GPU of a gradient, or of the gradients of several outputs, the current one."""
-    for x in g if isinstance(g, list) else (g,):
-        raw = getattr(x, "_array", x)
-        if raw is not None:
-            b = get_backend(raw)
-            if b.name != "cpu" and b.elsewhere(raw.device.id):
-                b.use(raw.device.id)
-            return
-
-
-@contextlib.contextmanager
-def _back_here(roots: Sequence[Any]) -> Iterator[None]:
-    """Leave the current GPU what it is, where a walk may go from one to another."""
-    if not _several_gpus(roots):
-        yield
-        return
-    b = get_backend(roots[0]._array)
-    with b.on(b.current()):
-        yield
-
-
 def run(
     outputs: Sequence[Any],
     gradients: Sequence[Any],
@@ -448,7 +420,7 @@ def run(
     _running.callbacks.append([])
     state.grad, state.modes, state.backward = create_graph, (), True
     try:
-        with _back_here(outputs):
+        with back_here(outputs):
             walk.run(outputs, seeds, targets)
         for callback in _running.callbacks[-1]:
             callback()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backend import array_device, get_backend
 from ..dtypes import FLOATING, as_dtype
 from ..errors import AutogradError
 from .core import TensorBase, wrap
@@ -16,6 +17,16 @@ from .grad_mode import enable_grad, no_grad
 
 class GradcheckError(AutogradError):
     """The analytical gradient differs from the numerical one."""
+
+
+def _host(t: Any) -> Any:
+    """A tensor's values as a NumPy array."""
+    return get_backend(t._array).to_host(t._array)
+
+
+def _beside(t: Any, values: Any) -> Any:
+    """A NumPy array on the device of a tensor."""
+    return get_backend(t._array).from_host(values, array_device(t._array).index)
 
 
 def _outputs(function: Callable[..., Any], inputs: Sequence[Any]) -> list[Any]:
@@ -36,16 +47,15 @@ def _numerical(
 
     A complex element is moved along the real and the imaginary axis, which gives two matrices.
     """
-    flat = x._array.reshape(-1)
-    if not np.shares_memory(flat, x._array) and flat.size:
+    flat, start = x._array.reshape(-1), _host(x).reshape(-1).copy()
+    if flat.size and not get_backend(flat).may_share_memory(flat, x._array):
         raise AutogradError("gradcheck: an input is not contiguous; pass x.contiguous()")
 
     def at(i: int, value: Any) -> list[Any]:
-        before = flat[i]
         flat[i] = value
         with no_grad():
-            found = [o._array.copy().reshape(-1) for o in _outputs(function, inputs)]
-        flat[i] = before
+            found = [_host(o).reshape(-1).copy() for o in _outputs(function, inputs)]
+        flat[i] = start[i]
         return found
 
     columns: list[list[list[Any]]] = []  # by element, axis, output
@@ -55,7 +65,7 @@ def _numerical(
             [
                 [
                     (up - down) / (2 * eps)
-                    for up, down in zip(at(i, flat[i] + d), at(i, flat[i] - d), strict=True)
+                    for up, down in zip(at(i, start[i] + d), at(i, start[i] - d), strict=True)
                 ]
                 for d in axes
             ]
@@ -143,9 +153,10 @@ def _check(
             grads: Sequence[Any] = [None] * len(wanted)
             if out._rg:
                 inputs = [x for _, x in wanted]
-                grads = grad(out, inputs, wrap(v), retain_graph=True, allow_unused=True)
+                seed = wrap(_beside(out, v))
+                grads = grad(out, inputs, seed, retain_graph=True, allow_unused=True)
             for (i, x), n, g in zip(wanted, numerical, grads, strict=True):
-                found = np.zeros(x._array.size) if g is None else g._array.reshape(-1)
+                found = np.zeros(x._array.size) if g is None else _host(g).reshape(-1)
                 if dtypes and g is not None and g._array.dtype != x._array.dtype:
                     raise GradcheckError(
                         f"gradcheck: the gradient of input {i} is {as_dtype(g._array.dtype)}, the "
@@ -242,5 +253,5 @@ def _random_seeds(outputs: Sequence[Any]) -> list[Any]:
         v = generator.standard_normal(out._array.shape)
         if out._array.dtype.kind == "c":
             v = v + 1j * generator.standard_normal(out._array.shape)
-        seeds.append(wrap(np.asarray(v, out._array.dtype), requires_grad=True))
+        seeds.append(wrap(_beside(out, np.asarray(v, out._array.dtype)), requires_grad=True))
     return seeds

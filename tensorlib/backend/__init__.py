@@ -8,6 +8,7 @@ for.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import threading
 from typing import Any
@@ -56,7 +57,12 @@ def get_backend(where: Any) -> Backend:
 
 def array_device(array: Any) -> device:
     """The device that a raw array lives on."""
-    return CPU if isinstance(array, np.ndarray) else device("cuda", array.device.id)
+    return CPU if isinstance(array, np.ndarray | np.generic) else _gpu(array.data.device_id)
+
+
+@functools.cache
+def _gpu(index: int) -> device:
+    return device("cuda", index)
 
 
 def at(array: Any) -> contextlib.AbstractContextManager[Any]:

@@ -61,6 +61,16 @@ class Backend:
         out += bias
         return out
 
+    def whole(self, parts: Any, axis: int, new: bool) -> Any:
+        """What parts are the parts of, if they lie next to each other in one memory; else None.
+
+        Args:
+            parts: Arrays.
+            axis: The dimension along which they are joined.
+            new: Whether that is a new dimension.
+        """
+        return None
+
     def elsewhere(self, index: int) -> bool:
         """Whether computing on device `index` needs a context, `on(index)`, around it."""
         return False

@@ -20,10 +20,10 @@ from .base import Backend
 from .cuda.memory import Accounting
 from .cuda.transfers import Transfers
 
-# Functions that have no bfloat16 version, and take float32 instead: those that return places, and
-# those that return values.
+# Functions that have no bfloat16 version, or answer it with float32: they take float32. Those that
+# return places, and those that return values.
 _PLACES = ("argmax", "argmin", "argpartition", "argsort", "searchsorted")
-_VALUES = ("cumprod", "cumsum", "einsum", "mean", "sort", "std", "var")
+_VALUES = ("cumprod", "cumsum", "einsum", "mean", "sort", "std", "tril", "triu", "var")
 _JOINED = 8  # the most arrays that CuPy joins by a launch for each
 _ATOMIC = "iILQefd"  # what CuPy adds in place atomically, as NumPy's letters
 
@@ -49,8 +49,8 @@ class CudaBackend(Backend):
             setattr(self, name, _in_single(getattr(cupy, name), name in _VALUES))
         self.count = int(cupy.cuda.runtime.getDeviceCount())
         self.current: Callable[[], int] = cupy.cuda.runtime.getDevice
-        self.memory = Accounting(cupy)
         self.transfers = Transfers(cupy)
+        self.memory = Accounting(cupy, self.transfers.drop_done)
 
     def kernel(self, name: str, *arrays: Any) -> Callable[..., Any] | None:
         """The fused function `name`, if it applies to `arrays`."""
@@ -145,6 +145,29 @@ class CudaBackend(Backend):
         parts = [arrays[i : i + _JOINED] for i in range(0, len(arrays), _JOINED)]
         return self.concatenate([self.xp.concatenate(p, axis=axis) for p in parts], axis)
 
+    def whole(self, parts: Any, axis: int, new: bool) -> Any:
+        """What parts are the parts of, if they lie next to each other in one memory; else None."""
+        first = parts[0]
+        shape, strides, at = list(first.shape), list(first.strides), first.data.ptr
+        if new:
+            step = parts[1].data.ptr - at if len(parts) > 1 else 0
+            shape.insert(axis, 0)
+            strides.insert(axis, step)
+        for x in parts:
+            if (
+                x.data.ptr != at
+                or x.strides != first.strides
+                or (x.shape[:axis], x.dtype) != (first.shape[:axis], first.dtype)
+                or x.shape[axis + (not new) :] != first.shape[axis + (not new) :]
+                or x.data.mem is not first.data.mem
+            ):
+                return None
+            at += strides[axis] * (1 if new else x.shape[axis])
+        shape[axis] = len(parts) if new else sum([x.shape[axis] for x in parts])
+        if min(strides) <= 0:
+            return None
+        return self.as_strided(first, tuple(shape), tuple(strides))
+
     def stack(self, arrays: Any, axis: int = 0) -> Any:
         """Arrays joined along a new axis."""
         return self.concatenate([self.xp.expand_dims(x, axis) for x in arrays], axis)
@@ -160,6 +183,39 @@ class CudaBackend(Backend):
             if getattr(value, "dtype", None) == bfloat16.numpy != out.dtype:
                 return out.astype(bfloat16.numpy)
         return out
+
+    def clip(self, x: Any, low: Any, high: Any) -> Any:
+        """Elements between bounds; CuPy's own overlooks bounds that are NaN."""
+        if isinstance(low, self.ndarray) or isinstance(high, self.ndarray):
+            return self.minimum(self.maximum(x, low), high)
+        return self.xp.clip(x, low, high)
+
+    def floor_divide(self, x: Any, y: Any) -> Any:
+        """⌊x / y⌋ without rounding first: CuPy's has 10 for 1.0 // 0.1, NumPy and torch have 9."""
+        if not _is_floating(x, y):
+            return self.xp.floor_divide(x, y)
+        kind, x, y = _wide(x, y)
+        rest = self.xp.fmod(x, y)
+        quotient = self.xp.rint((x - rest) / y)
+        quotient = self.xp.where((rest != 0) & ((rest < 0) != (y < 0)), quotient - 1, quotient)
+        by_zero = (x == x) & (y == 0)  # an array also where one of them is a number
+        return self.xp.where(by_zero, x / y, quotient).astype(kind, copy=False)
+
+    def remainder(self, x: Any, y: Any) -> Any:
+        """x mod y with the sign of y; CuPy's rounds the quotient, and has NaN for 5 % inf."""
+        if not _is_floating(x, y):
+            return self.xp.remainder(x, y)
+        kind, x, y = _wide(x, y)
+        rest = self.xp.fmod(x, y)
+        behind = (rest != 0) & ((rest < 0) != (y < 0))
+        return self.xp.where(behind, rest + y, rest).astype(kind, copy=False)
+
+    def fmod(self, x: Any, y: Any) -> Any:
+        """x mod y with the sign of x; CuPy's takes integers to float64, which loses digits."""
+        if _is_floating(x, y):
+            return self.xp.fmod(x, y)
+        rest = self.xp.remainder(x, y)
+        return self.xp.where((rest != 0) & ((rest < 0) != (x < 0)), rest - y, rest)
 
     def vecdot(self, x: Any, y: Any) -> Any:
         """Σ x·y over the last axis."""
@@ -220,6 +276,19 @@ class CudaBackend(Backend):
             out += sums.astype(out.dtype)
         else:
             self.index_add(out, index, rows)
+
+
+def _is_floating(*values: Any) -> bool:
+    """Whether an array among them is of floating-point numbers."""
+    return any(x.dtype.kind in "fV" for x in values if hasattr(x, "dtype"))
+
+
+def _wide(x: Any, y: Any) -> tuple[Any, Any, Any]:
+    """The dtype of the arrays among two values, and both with half precisions as float32."""
+    kind = np.result_type(*[v.dtype for v in (x, y) if hasattr(v, "dtype")])
+    if kind not in HALF:
+        return kind, x, y
+    return kind, *[v.astype(np.float32) if hasattr(v, "dtype") else v for v in (x, y)]
 
 
 def _truth(x: Any) -> Any:

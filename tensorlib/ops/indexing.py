@@ -5,10 +5,12 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import numpy as np
+
 from ..autograd.core import TensorBase, apply, wrap
 from ..autograd.inplace import assign, without_leading_ones, write_index
 from ..autograd.primitive import primitive, write_out
-from ..backend import get_backend, is_array
+from ..backend import array_device, get_backend, is_array
 from ..backend.base import one_array
 from ..dtypes import as_dtype
 from ..errors import ArgumentError, ArgumentTypeError, DimensionError, DtypeError, ShapeError
@@ -518,21 +520,27 @@ def repeat_interleave(input: Any, repeats: Any, dim: int | None = None) -> Any:
     """Each element repeated a number of times in place."""
     x = input.reshape(-1) if dim is None else input
     d = 0 if dim is None else check_dim(dim, x.ndim, "repeat_interleave")
-    b = get_backend(x._array)
-    counts = b.to_host(repeats._array) if isinstance(repeats, TensorBase) else repeats
-    positions = wrap(b.repeat(b.arange(x.shape[d]), counts))
-    return index_select(x, d, positions)
+    b, n = get_backend(x._array), x.shape[d]
+    if isinstance(repeats, TensorBase):  # the host must know how many there will be
+        counts = get_backend(repeats._array).to_host(repeats._array)
+        where = array_device(x._array).index
+        return index_select(x, d, wrap(b.from_host(np.repeat(np.arange(n), counts), where)))
+    return index_select(x, d, wrap(b.repeat(b.arange(n), repeats)))
 
 
 # --- embedding -----------------------------------------------------------------------------------
 
 
-@primitive(
-    promotion=None,
-    weight=lambda g, weight_shape, index, padding_idx: embedding_backward_p(
-        g, shape=weight_shape, index=index, padding_idx=padding_idx
-    ),
-)
+def _embedding_weight(g: Any, weight_shape: Any, index: Any, padding_idx: int) -> Any:
+    g, added = g if isinstance(g, list) else (g, None)
+    if added is not None and padding_idx < 0:  # that of a tied projection, for example
+        get_backend(g).add_rows(added, index.reshape(-1), g.reshape(-1, weight_shape[1]))
+        return added
+    out = embedding_backward_p(g, shape=weight_shape, index=index, padding_idx=padding_idx)
+    return out if added is None else out + added
+
+
+@primitive(promotion=None, adds=True, weight=_embedding_weight)
 def embedding_p(b, weight, *, index, padding_idx=-1):
     """Rows of a table."""
     return _taken(b, weight, 0, index)

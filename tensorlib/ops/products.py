@@ -6,9 +6,12 @@ import math
 import string
 from typing import Any
 
+import numpy as np
+
 from ..amp.policy import AS_GIVEN, LOWER, WIDEST, precision
-from ..autograd.core import TensorBase, apply
+from ..autograd.core import Node, TensorBase, apply
 from ..autograd.primitive import primitive, write_out
+from ..backend import get_backend
 from ..dtypes import HALF, as_dtype
 from ..errors import ArgumentError, DtypeError, ShapeError
 from .arguments import not_tensors
@@ -64,14 +67,53 @@ def matmul_p(b, x, y):
     return b.matmul(x, y)
 
 
+def _linear_weight(g: Any, x: Any, single: bool) -> Any:
+    g, x = _rows(g), _rows(x)
+    fused = _linear_back(g, x)
+    found = fused(g, x, False, single) if fused else None
+    return matmul_p(_mt(g), x) if found is None else found[0]
+
+
+def _linear_weight_and_bias(g: Any, x: Any, single: bool) -> Any:
+    g, x = _rows(g), _rows(x)
+    fused = _linear_back(g, x)
+    found = fused(g, x, True, single) if fused else None
+    return (matmul_p(_mt(g), x), sum_p(g, dim=(0,))) if found is None else found
+
+
+def _linear_back(g: Any, x: Any) -> Any:
+    """The GPU's way to both gradients at once; None for tensors, whose gradients are wanted."""
+    b = None if isinstance(g, TensorBase) else get_backend(g)
+    return b.kernel("linear_back", g, x) if b is not None and b.name == "cuda" else None
+
+
+def is_cast_from_single(t: Any) -> bool:
+    """Whether a tensor was made by a cast from float32, as autocast makes them of weights."""
+    node = t._node
+    if node is None or node.rules.name != "cast":
+        return False
+    source = node.edges[0]
+    return bool((source.dtype if isinstance(source, Node) else source._array.dtype) == np.float32)
+
+
 @primitive(
     promotion=None,
     x=lambda g, x_shape, weight: reshape_any(matmul_p(_rows(g), weight), x_shape),
-    weight=lambda g, x: matmul_p(_mt(_rows(g)), _rows(x)),
+    weight=_linear_weight,
     bias=lambda g: sum_p(_rows(g), dim=(0,)),
+    weight__bias=_linear_weight_and_bias,
 )
-def linear_p(b, x, weight, bias):
-    """x Wᵀ + bias; x is (..., in), W (out, in)."""
+def linear_p(b, x, weight, bias, *, single=False):
+    """x Wᵀ + bias; x is (..., in), W (out, in).
+
+    Args:
+        b: The backend.
+        x: The input.
+        weight: W.
+        bias: (out,), or None.
+        single: Whether gradients of weight and bias are wanted in float32, which they were cast
+            from: on a GPU that costs nothing.
+    """
     if bias is None:
         return matmul_p.forward(b, x, weight.transpose(1, 0))
     if not x.dtype == weight.dtype == bias.dtype or (x.dtype in HALF and b.name == "cpu"):

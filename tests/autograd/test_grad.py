@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import tensorlib as tl
+from tensorlib import autograd
 from tensorlib.autograd import grad
 from tensorlib.errors import AutogradError
 
@@ -118,3 +119,19 @@ def test_a_saved_value_that_was_modified_is_named() -> None:
     h.add_(1)
     with pytest.raises(AutogradError, match=r"MulBackward0.*\[2\].*modified by an inplace"):
         y.backward()
+
+
+def test_finite_differences_on_every_device(device: str) -> None:
+    """Also complex numbers and second derivatives; a wrong gradient is found."""
+    kinds = {"dtype": tl.float64, "device": device, "requires_grad": True}
+    x, y = tl.tensor([0.3, -0.7, 1.1], **kinds), tl.tensor([[1.0], [2.0]], **kinds)
+    z = tl.tensor([1 + 2j, -0.5j], device=device, dtype=tl.complex128, requires_grad=True)
+
+    def function(x, y):
+        return (x * y).sin(), x.exp()
+
+    assert autograd.gradcheck(function, (x, y))
+    assert autograd.gradgradcheck(function, (x, y))
+    assert autograd.gradcheck(lambda z: z * z.conj() + z, z)
+    assert not autograd.gradcheck(lambda x: x * x.detach(), x, raise_exception=False)
+    assert x.tolist() == [0.3, -0.7, 1.1]

@@ -150,3 +150,75 @@ def test_training_steps(running):
 
     np.testing.assert_allclose(train("cuda"), train("cpu"), rtol=2e-4)
     assert {"adam", "square_chunks", "scale_chunks", "dropout"} <= names(running)
+
+
+class Residual(nn.Module):
+    """x + W₂ norm(x), and a loss of it."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(n, n), nn.LayerNorm(n), nn.Linear(n, n)
+
+    def forward(self, x, seen):
+        x = self.first(x).float()
+        normal = self.norm(x)
+        if normal.requires_grad and seen is not None:
+            normal.register_hook(seen.append)
+        return (x + self.second(normal)).square().mean()
+
+
+@pytest.mark.parametrize("hooked", [True, False])
+@pytest.mark.parametrize("n", [24, 7])
+def test_gradients_under_autocast_are_not_cast_twice(running, n, hooked):
+    tl.manual_seed(0)
+    model, x = Residual(n), tl.randn(9, n)
+    model(x, None).backward()
+    expected = [p.grad.numpy().copy() for p in model.parameters()]
+    model = model.to("cuda")
+    model.zero_grad()
+    running.launches.clear()
+    seen = []
+    with tl.autocast("cuda", dtype=tl.bfloat16):
+        loss = model(x.to("cuda"), seen if hooked else None)
+    loss.backward()
+    for p, e in zip(model.parameters(), expected, strict=True):
+        assert p.grad.dtype == tl.float32
+        np.testing.assert_allclose(p.grad.to("cpu"), e, atol=2e-2 * np.abs(e).max() + 1e-3)
+    back = [types for _, name, types, _ in running.launches if name.endswith("s_back")
+            or name.endswith("together_back")]  # fmt: skip
+    # A hook sees the gradient in the dtype of the tensor; the kernel reads what it is given.
+    assert back == [("float32", "float32", "float32" if hooked else "bfloat16")]
+    assert all(g.dtype == tl.float32 for g in seen) and len(seen) == hooked
+
+
+@pytest.mark.parametrize("half", [tl.float16, tl.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(3, 90, 64), (20_001,)])
+def test_sums_of_halves_and_float32_are_one_launch(running, shape, half):
+    x, y = tl.randn(shape), tl.randn(shape).to(half)
+    for a, b in ((x, y), (y, x)):
+        pair = [t.to("cuda").requires_grad_() for t in (a, b)]
+        running.launches.clear()
+        out = pair[0] + pair[1]
+        assert [name for _, name, *_ in running.launches] == ["add_converted"]
+        assert out.dtype == tl.float32
+        np.testing.assert_array_equal(out.detach().to("cpu"), x + y.float())
+        weight = tl.randn(shape).to("cuda")
+        (out * weight).sum().backward()
+        for t in pair:
+            assert t.grad.dtype == t.dtype
+            expected = weight.to(t.dtype).float()
+            np.testing.assert_array_equal(t.grad.float().to("cpu"), expected.to("cpu"))
+
+
+@pytest.mark.parametrize("padding", [None, 2])
+def test_rows_are_added_to_the_gradient_of_a_tied_projection(running, padding):
+    table, index = tl.randn(5, 8), tl.tensor([[1, 3], [1, 2]])
+
+    def gradient(device):
+        weight = table.clone().to(device).requires_grad_()
+        x = F.embedding(index.to(device), weight, padding_idx=padding)
+        (F.linear(x, weight) ** 2).sum().backward()
+        return weight.grad.to("cpu").numpy()
+
+    expected = gradient("cpu")
+    np.testing.assert_allclose(gradient("cuda"), expected, rtol=2e-5, atol=1e-5)

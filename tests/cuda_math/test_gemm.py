@@ -190,6 +190,13 @@ def test_plans_are_kept_by_layout_and_alignment(cublaslt):
     assert len(cublaslt.heuristics) >= 4 and min(lengths) == 4
 
 
+def test_a_misaligned_factor_has_a_plan_of_its_own(cublaslt):
+    whole, y = filled(4 * 64 + 1), filled(64, 8)
+    for factor in (whole[:-1], whole[1:], whole[:-1]):
+        gemm.matmul(factor.reshape(4, 64), y)
+    assert sorted(h[6] % 16 == 0 for h in cublaslt.heuristics) == [False, True]
+
+
 def test_the_oldest_plan_goes_first(cublaslt, monkeypatch):
     monkeypatch.setattr(gemm, "MOST_PLANS", 2)
     for n in (1, 2, 3, 2, 1):
@@ -275,9 +282,14 @@ def slope(x, activation):
 
 
 @pytest.fixture
-def relu_back(monkeypatch):
-    """The own kernel, on the host."""
+def own_kernels(monkeypatch):
+    """The gradient of relu and sums of columns, on the host."""
     from tensorlib.backend.cuda import feed_forward
+
+    def sum_columns(g, dtype):
+        return host.array(np.asarray(g).astype(np.float64).sum(0), dtype)
+
+    monkeypatch.setattr(feed_forward, "sum_columns", sum_columns)
 
     def own(name, arrays):
         assert name == "relu_back"
@@ -290,7 +302,7 @@ def relu_back(monkeypatch):
 @pytest.mark.parametrize("activation", ["relu", "gelu_tanh"])
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("n, k", [(7, 5), (1, 5), (7, 1)])
-def test_feed_forward(cublaslt, relu_back, activation, dtype, m, n, k):
+def test_feed_forward(cublaslt, own_kernels, activation, dtype, m, n, k):
     from tensorlib.backend.cuda import feed_forward
 
     x, g = filled(n, 6, dtype=dtype), filled(n, k, dtype=dtype)
@@ -326,3 +338,68 @@ def test_feed_forward_needs_rows_of_eight_for_gelu(cublaslt):
     assert feed_forward.feed_forward(*args, "gelu_tanh") is None
     assert feed_forward.feed_forward(*args, "relu") is not None
     assert gemm.has_epilogues(*args) and not gemm.has_epilogues(*args, filled(3, dtype=np.float64))
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize("m", [1, 7])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_gradients_of_a_linear_map(cublaslt, own_kernels, dtype, m, single, biased):
+    from tensorlib.backend.cuda import feed_forward
+
+    g, x = filled(m, 5, dtype=dtype), filled(m, 6, dtype=dtype)
+    dw, db = feed_forward.linear_back(g, x, biased, single)
+    wide = [np.asarray(a).astype(np.float64) for a in (g, x)]
+    rounded = 1e-5 if single or dtype == np.float32 else 2e-2
+    assert dw.dtype == (np.float32 if single else dtype) and (db is None) == (not biased)
+    np.testing.assert_allclose(
+        dw.astype(np.float64), wide[0].T @ wide[1], rtol=rounded, atol=rounded
+    )
+    if biased:
+        assert db.dtype == dw.dtype
+        np.testing.assert_allclose(
+            db.astype(np.float64), wide[0].sum(0), rtol=rounded, atol=rounded
+        )
+    assert [c["desc"][7] for c in cublaslt.calls] == [512 if biased and m > 1 else 1]
+
+
+def test_a_refused_epilogue_leaves_the_product(cublaslt, own_kernels, monkeypatch):
+    from tensorlib.backend.cuda import feed_forward
+
+    monkeypatch.setattr(gemm, "is_allowed", lambda epilogue, form: not epilogue)
+    g, x = filled(7, 5, dtype=ml_dtypes.bfloat16), filled(7, 6, dtype=ml_dtypes.bfloat16)
+    dw, db = feed_forward.linear_back(g, x, True, True)
+    assert dw.dtype == db.dtype == np.float32 and host.cupy.copies == 0
+    np.testing.assert_allclose(db, np.asarray(g).astype(np.float64).sum(0), rtol=1e-5)
+    assert [c["desc"][7] for c in cublaslt.calls] == [1]
+
+
+def test_what_the_heuristic_promised_may_be_refused(cublaslt, own_kernels, monkeypatch):
+    from tensorlib.backend.cuda import feed_forward
+
+    matmul, asked = cublaslt.matmul, []
+
+    def refuse(light_handle, compute_desc, *args):
+        asked.append(cublaslt._objects[compute_desc][7])
+        if asked[-1] == 512:
+            raise cublaslt.cuBLASLtError
+        matmul(light_handle, compute_desc, *args)
+
+    monkeypatch.setattr(cublaslt, "matmul", refuse)
+    g, x = filled(7, 5, dtype=ml_dtypes.bfloat16), filled(7, 6, dtype=ml_dtypes.bfloat16)
+    for _ in range(2):
+        dw, db = feed_forward.linear_back(g, x, True, True)
+        wide = [np.asarray(a).astype(np.float64) for a in (g, x)]
+        np.testing.assert_allclose(dw, wide[0].T @ wide[1], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(db, wide[0].sum(0), rtol=1e-5)
+    assert asked == [512, 1, 1]
+
+
+def test_halves_have_a_product_in_single_precision_without_cublaslt(cublaslt, monkeypatch):
+    monkeypatch.setattr(gemm, "library", lambda: None)
+    x, y = filled(4, 6, dtype=np.float16), filled(6, 5, dtype=np.float16)
+    out = gemm.matmul(x, y, np.dtype(np.float32))
+    assert out.dtype == np.float32
+    np.testing.assert_allclose(
+        out, np.asarray(x).astype(np.float32) @ np.asarray(y).astype(np.float32), rtol=1e-6
+    )

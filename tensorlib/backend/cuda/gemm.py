@@ -21,7 +21,7 @@ import numpy as np
 
 from ...dtypes import HALF
 from . import capture, launch
-from .gemm_layout import Form, alignment, calls
+from .gemm_layout import Call, Form, Side, alignment, calls
 from .settings import MATMUL
 
 
@@ -57,6 +57,7 @@ _SUM_IN_SINGLE = 2  # CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE: partial sums are n
 _WORKSPACE = {9: 32 << 20, 10: 32 << 20}  # bytes, by the GPU's major version
 _SMALL_WORKSPACE = 8 << 20
 
+_LOW = 255  # the bits of an address that say how it is aligned
 _ALIGNMENT = 16  # bytes: kernels with an epilogue read and write its vector in such pieces
 
 # What follows the product, see `epilogue`: cublasLtEpilogue_t. Relu has no gradient among them:
@@ -68,10 +69,11 @@ EPILOGUES = {
 
 
 class Spec(NamedTuple):
-    """All that a plan depends on."""
+    """All that a plan depends on; `dtype` is that of the factors, `out` that of the result."""
 
     device: int
     dtype: str
+    out: str
     form: Form
     epilogue: str
     tf32: bool
@@ -138,14 +140,16 @@ class Plan:
         self._describe(names.TRANSB, int(form.x.transposed))
         self._describe(names.EPILOGUE, EPILOGUES[spec.epilogue])
         self._pointer = np.zeros(1, np.int64)
+        self._pointer_at = self._pointer.ctypes.data
         if spec.epilogue:
             self._describe(names.BIAS_POINTER, 256)  # any: the heuristic wants it aligned
         if spec.epilogue.endswith(("_aux", "_back")):
             self._describe(names.EPILOGUE_AUX_POINTER, 256)
             self._describe(names.EPILOGUE_AUX_LD, aux_ld(form.n))
-        self._y = self._matrix(form.n, form.k, form.y.transposed, form.y.ld, form.y.step, form)
-        self._x = self._matrix(form.k, form.m, form.x.transposed, form.x.ld, form.x.step, form)
-        self._out = self._matrix(form.n, form.m, False, form.n, form.m * form.n, form)
+        out = KINDS[spec.out].data
+        self._y = self._matrix(kind.data, form.n, form.k, form.y, form)
+        self._x = self._matrix(kind.data, form.k, form.m, form.x, form)
+        self._out = self._matrix(out, form.n, form.m, Side(False, form.n, form.m * form.n), form)
         self._choose(spec, most_workspace)
 
     def _own(self, made: int, destroy: Callable[[int], None]) -> int:
@@ -157,20 +161,18 @@ class Plan:
         cell = np.array([value], lt.get_matmul_desc_attribute_dtype(int(name)))
         lt.matmul_desc_set_attribute(self._desc, int(name), cell.ctypes.data, cell.nbytes)
 
-    def _matrix(
-        self, rows: int, columns: int, transposed: bool, ld: int, step: int, form: Form
-    ) -> int:
+    def _matrix(self, data: int, rows: int, columns: int, side: Side, form: Form) -> int:
         """A column-major matrix: (rows, columns), or its transpose if flagged so."""
         lt = self._lt
-        if transposed:
+        if side.transposed:
             rows, columns = columns, rows
-        made = lt.matrix_layout_create(self._kind.data, rows, columns, max(ld, rows))
+        made = lt.matrix_layout_create(data, rows, columns, max(side.ld, rows))
         self._own(made, lt.matrix_layout_destroy)
         if form.batch > 1:
             names = lt.MatrixLayoutAttribute
             for name, value in (
                 (names.BATCH_COUNT, form.batch),
-                (names.STRIDED_BATCH_OFFSET, step),
+                (names.STRIDED_BATCH_OFFSET, side.step),
             ):
                 cell = np.array([value], lt.get_matrix_layout_attribute_dtype(int(name)))
                 lt.matrix_layout_set_attribute(made, int(name), cell.ctypes.data, cell.nbytes)
@@ -204,7 +206,7 @@ class Plan:
             lt.matmul_preference_destroy(preference)
         if count[0] < 1 or int(self._result.state) != 0:
             raise LookupError(f"cuBLASLt has no algorithm for {spec}")
-        self.workspace = int(self._result.workspace_size)
+        self.workspace, self._algorithm = int(self._result.workspace_size), int(self._result.ptr)
         self._factors = self._kind.one.ctypes.data, self._kind.one[1:].ctypes.data
 
     def run(
@@ -212,14 +214,16 @@ class Plan:
     ) -> None:
         """Start the product; all are addresses, 0 for none."""
         lt = self._lt
-        for name, address in zip(self._pointers, (bias, aux), strict=True):
-            if address:
-                self._pointer[0] = address
-                lt.matmul_desc_set_attribute(self._desc, name, self._pointer.ctypes.data, 8)
+        if bias:
+            self._pointer[0] = bias
+            lt.matmul_desc_set_attribute(self._desc, self._pointers[0], self._pointer_at, 8)
+        if aux:
+            self._pointer[0] = aux
+            lt.matmul_desc_set_attribute(self._desc, self._pointers[1], self._pointer_at, 8)
         one, zero = self._factors
         lt.matmul(
             self._handle, self._desc, one, y, self._y, x, self._x, zero, out, self._out, out,
-            self._out, self._result.ptr, workspace, self.workspace, stream,
+            self._out, self._algorithm, workspace, self.workspace, stream,
         )  # fmt: skip
 
     def close(self) -> None:
@@ -229,11 +233,26 @@ class Plan:
             destroy(made)
 
 
+class Ready(NamedTuple):
+    """What the next product of such matrices takes: found by what is quick to ask of arrays.
+
+    Attributes:
+        plan: The plan.
+        shape: Of the result, which is aligned as CuPy's memory is.
+        offsets: Of each call of the plan: where x, y and the result begin, in bytes.
+    """
+
+    plan: Plan
+    shape: tuple[int, ...]
+    offsets: tuple[tuple[int, int, int], ...]
+
+
 class _Plans(threading.local):
     """The plans of one thread: setting a pointer and starting the product belong together."""
 
     def __init__(self) -> None:
         self.kept: dict[Spec, Plan | None] = {}
+        self.ready: dict[tuple[Any, ...], Ready] = {}
 
 
 _plans = _Plans()
@@ -252,6 +271,7 @@ def plan(spec: Spec) -> Plan | None:
         made = None
     if len(kept) >= MOST_PLANS:
         oldest = kept.pop(next(iter(kept)))
+        _plans.ready.clear()
         if oldest is not None:
             oldest.close()
     kept[spec] = made
@@ -287,18 +307,19 @@ def _cupy() -> Any:
     return launch.runner().xp
 
 
-def matmul(x: Any, y: Any) -> Any:
+def matmul(x: Any, y: Any, dtype: Any = None) -> Any:
     """The product of matrices (at least 2-d; leading dimensions broadcast), for any strides.
 
     Args:
         x: (..., m, k).
         y: (..., k, n), of the same dtype.
+        dtype: That of the result; of halves it may be float32.
 
     Returns:
         (..., m, n), a new C-contiguous array.
     """
-    out = _product(x, y, "", None, None) if takes(x, y) else None
-    return _plain(x, y) if out is None else out
+    out = _product(x, y, "", None, None, dtype) if takes(x, y) else None
+    return _plain(x, y, dtype) if out is None else out
 
 
 def affine(x: Any, y: Any, bias: Any) -> Any:
@@ -312,7 +333,7 @@ def affine(x: Any, y: Any, bias: Any) -> Any:
     return out
 
 
-def epilogue(x: Any, y: Any, name: str, vector: Any, aux: Any) -> Any:
+def epilogue(x: Any, y: Any, name: str, vector: Any, aux: Any, dtype: Any = None) -> Any:
     """A product of two matrices and what follows it, in one pass; None where that is not possible.
 
     With p = x @ y, v = `vector` (n,) and h = `aux`::
@@ -329,8 +350,9 @@ def epilogue(x: Any, y: Any, name: str, vector: Any, aux: Any) -> Any:
         name: Which one.
         vector: C-contiguous: a bias, or where sums are written; of n elements, of m for `row_sums`.
         aux: See `new_aux`, or None.
+        dtype: That of the result and the vector; of halves it may be float32.
     """
-    return _product(x, y, name, vector, aux)
+    return _product(x, y, name, vector, aux, dtype)
 
 
 def new_aux(x: Any, n: int) -> Any:
@@ -364,52 +386,87 @@ def takes(x: Any, y: Any) -> bool:
     )
 
 
-def _product(x: Any, y: Any, name: str, vector: Any, aux: Any) -> Any:
+def _product(x: Any, y: Any, name: str, vector: Any, aux: Any, dtype: Any = None) -> Any:
     """The product; None where cuBLASLt cannot do it."""
-    cupy, size = _cupy(), x.itemsize
-    lead = x.shape[:-2]
-    if lead != y.shape[:-2]:
-        lead = np.broadcast_shapes(lead, y.shape[:-2])
-    found = _layout(x.shape, x.strides, y.shape, y.strides, lead, size)
-    if found is None:
-        x, y = cupy.ascontiguousarray(x), cupy.ascontiguousarray(y)
-        found = _layout(x.shape, x.strides, y.shape, y.strides, lead, size)
-        if found is None:
-            return None
-    out = cupy.empty((*lead, x.shape[-2], y.shape[-1]), x.dtype)
-    device, stream = out.data.device_id, cupy.cuda.get_current_stream().ptr
-    form = found[0].form
-    at = x.data.ptr, y.data.ptr, out.data.ptr
-    steps = (
-        (form.x.step * size, *[c.x_offset * size for c in found]),
-        (form.y.step * size, *[c.y_offset * size for c in found]),
-        (form.m * form.n * size if len(found) > 1 or form.batch > 1 else 0,),
-    )
-    aligned = [functools.reduce(int.__or__, s, a) for a, s in zip(at, steps, strict=True)]
-    tf32 = MATMUL.allow_tf32 and x.dtype == np.float32
-    spec = Spec(
-        device, dtype_name(x.dtype), form, name, tf32,
-        (alignment(aligned[0]), alignment(aligned[1]), alignment(aligned[2])),
+    cupy, dtype = _cupy(), x.dtype if dtype is None else dtype
+    at = x.data
+    key = (
+        x.shape, x.strides, y.shape, y.strides, at.ptr & _LOW, y.data.ptr & _LOW, at.device_id,
+        x.dtype, dtype, name, MATMUL.precision,
     )  # fmt: skip
-    made = plan(spec)
-    if made is None:
-        return None
-    scratch = _workspace(device, stream) if made.workspace else 0
+    ready = _plans.ready.get(key)
+    if ready is None:
+        found = as_given = _calls(x, y)
+        if found is None:
+            x, y = cupy.ascontiguousarray(x), cupy.ascontiguousarray(y)
+            found = _calls(x, y)
+        ready = None if found is None else _prepare(x, y, name, dtype, found)
+        if ready is None:
+            return None
+        if as_given and len(_plans.ready) < MOST_PLANS:
+            _plans.ready[key] = ready
+    made, out = ready.plan, cupy.empty(ready.shape, dtype)
+    stream = cupy.cuda.get_current_stream().ptr
+    scratch = _workspace(at.device_id, stream) if made.workspace else 0
     bias = 0 if vector is None else vector.data.ptr
     kept = 0 if aux is None else aux.data.ptr
-    for call in found:
-        made.run(
-            at[0] + call.x_offset * size, at[1] + call.y_offset * size,
-            at[2] + call.out_offset * size, bias, kept, scratch, stream,
-        )  # fmt: skip
+    first, second, third = x.data.ptr, y.data.ptr, out.data.ptr
+    try:
+        for of_x, of_y, of_out in ready.offsets:
+            made.run(first + of_x, second + of_y, third + of_out, bias, kept, scratch, stream)
+    except library().cuBLASLtError:  # what the heuristic promised is refused after all
+        _forget(made)
+        return None
     return out
+
+
+def _forget(made: Plan) -> None:
+    """Do not use a plan again, nor ask for another in its place."""
+    _plans.kept.update({spec: None for spec, known in _plans.kept.items() if known is made})
+    _plans.ready.clear()
+
+
+def _calls(x: Any, y: Any) -> list[Call] | None:
+    """The calls for a product; None if cuBLASLt cannot read a factor as it lies."""
+    lead = _lead(x, y)
+    return _layout(x.shape, x.strides, y.shape, y.strides, lead, x.itemsize)
+
+
+def _lead(x: Any, y: Any) -> tuple[int, ...]:
+    lead: tuple[int, ...] = x.shape[:-2]
+    return lead if lead == y.shape[:-2] else np.broadcast_shapes(lead, y.shape[:-2])
+
+
+def _prepare(x: Any, y: Any, name: str, dtype: Any, found: list[Call]) -> Ready | None:
+    """The plan for such matrices; None where cuBLASLt has none."""
+    size, out_size, form = x.itemsize, np.dtype(dtype).itemsize, found[0].form
+    many = len(found) > 1 or form.batch > 1
+    steps = (
+        (x.data.ptr, form.x.step * size, *[c.x_offset * size for c in found]),
+        (y.data.ptr, form.y.step * size, *[c.y_offset * size for c in found]),
+        (form.m * form.n * out_size if many else 0,),
+    )
+    alignments = [alignment(functools.reduce(int.__or__, s)) for s in steps]
+    tf32 = MATMUL.allow_tf32 and x.dtype == np.float32
+    made = plan(Spec(
+        x.data.device_id, dtype_name(x.dtype), dtype_name(dtype), form, name, tf32,
+        (alignments[0], alignments[1], alignments[2]),
+    ))  # fmt: skip
+    if made is None:
+        return None
+    offsets = tuple(
+        [(c.x_offset * size, c.y_offset * size, c.out_offset * out_size) for c in found]
+    )
+    return Ready(made, (*_lead(x, y), x.shape[-2], y.shape[-1]), offsets)
 
 
 _layout = functools.lru_cache(MOST_PLANS)(calls)
 
 
-def _plain(x: Any, y: Any) -> Any:
+def _plain(x: Any, y: Any, dtype: Any) -> Any:
     """CuPy's product; it has none for stacks of bfloat16 matrices."""
-    if x.dtype in HALF and x.dtype == y.dtype and (x.ndim > 2 or y.ndim > 2):
-        return _cupy().matmul(x.astype(np.float32), y.astype(np.float32)).astype(x.dtype)
+    dtype = x.dtype if dtype is None else dtype
+    if x.dtype in HALF and x.dtype == y.dtype and (x.ndim > 2 or y.ndim > 2 or x.dtype != dtype):
+        wide = _cupy().matmul(x.astype(np.float32), y.astype(np.float32))
+        return wide.astype(dtype, copy=False)
     return _cupy().matmul(x, y)

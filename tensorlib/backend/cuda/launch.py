@@ -61,6 +61,7 @@ class Grid(NamedTuple):
     shared: int = 0
 
 
+@functools.lru_cache(maxsize=4096)
 def elements(count: int, each: int = 1) -> Grid:
     """A grid for `count` elements of which a thread takes `each` at a time; it may loop."""
     blocks = -(-count // (THREADS * each))
@@ -68,11 +69,12 @@ def elements(count: int, each: int = 1) -> Grid:
 
 
 def width(length: int, each: int = 1) -> int:
-    """Threads for a row of `length`, of which a thread takes `each`: 32, 64, up to 1024."""
+    """Threads for a row of `length`, of which a thread takes `each`: 32, 64, up to 512."""
     wanted = max(1, -(-length // each))
-    return min(1024, max(32, 1 << (wanted - 1).bit_length()))
+    return min(512, max(32, 1 << (wanted - 1).bit_length()))
 
 
+@functools.lru_cache(maxsize=4096)
 def rows(count: int, length: int, each: int = 4) -> Grid:
     """A warp, or a block, for each of `count` rows of `length`; each may loop over rows."""
     across = width(length, 2 * each)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from tensorlib.amp.policy import LOWER, precision
-from tensorlib.autograd.core import apply
+from tensorlib.autograd.core import NO_OPTIONS, apply
+from tensorlib.dtypes import HALF
 from tensorlib.errors import DtypeError, ShapeError
 from tensorlib.ops.arguments import not_tensors
 from tensorlib.ops.feed_forward import feed_forward
-from tensorlib.ops.products import linear_p, matmul
+from tensorlib.ops.products import is_cast_from_single, linear_p, matmul
 
 __all__ = ["feed_forward", "linear"]
+
+SINGLE = {"single": True}
 
 
 @precision(LOWER, LOWER)
@@ -54,4 +57,5 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Any:
             f"linear: expected input, weight and bias to have the same dtype, but got "
             f"{', '.join(found)}; convert with .to()"
         )
-    return apply(linear_p, (input, weight, bias))
+    options = SINGLE if w.dtype in HALF and is_cast_from_single(weight) else NO_OPTIONS
+    return apply(linear_p, (input, weight, bias), options)

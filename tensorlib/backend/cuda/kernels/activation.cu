@@ -18,7 +18,7 @@
         each(g_, x_, out_, n, [=](A g, A second) -> A { __VA_ARGS__ });                          \
     }
 
-__device__ inline A sigmoid_of(A x) { return A(1) / (A(1) + exp(-x)); }
+__device__ inline A sigmoid_of(A x) { return reciprocal<T>(A(1) + exponential<T>(-x)); }
 
 // --- piecewise linear ----------------------------------------------------------------------------
 
@@ -68,7 +68,7 @@ TWO(softplus_back, x, {
     return y > n1 ? g : g * sigmoid_of(y);
 })
 
-ONE(silu, return x / (A(1) + exp(-x));)
+ONE(silu, return x * sigmoid_of(x);)
 TWO(silu_back, x, {
     A s = sigmoid_of(x);
     return g * s * (A(1) + x * (A(1) - s));
@@ -97,13 +97,28 @@ TWO(mish_back, x, {
 #define LINEAR A(1.59576912160573071175)          // 2 sqrt(2 / pi)
 #define CUBIC A(1.59576912160573071175 * 0.044715)  // Hendrycks & Gimpel 2016
 
-__device__ inline A normal_below(A x) { return A(0.5) * (A(1) + erf(x * ROOT_HALF)); }
+// The probability below x of a normal number, given exp(-x² / 2). Of halves by Abramowitz & Stegun
+// 7.1.26, whose error of 10⁻⁷ they do not show.
+__device__ inline A normal_below(A x, A bell) {
+    if (sizeof(T) > 2) return A(0.5) * (A(1) + erf(x * ROOT_HALF));
+    A t = reciprocal<T>(A(1) + A(0.3275911 * 0.70710678118654752440) * abs(x));
+    A sum = A(1.061405429) * t + A(-1.453152027);
+    sum = sum * t + A(1.421413741);
+    sum = sum * t + A(-0.284496736);
+    sum = sum * t + A(0.254829592);
+    A tail = A(0.5) * sum * t * bell;
+    return x < A(0) ? tail : A(1) - tail;
+}
+__device__ inline A bell_of(A x) { return exponential<T>(A(-0.5) * x * x); }
 
-ONE(gelu, return x * normal_below(x);)
-TWO(gelu_back, x, return g * (normal_below(x) + x * (DENSITY * exp(A(-0.5) * x * x)));)
+ONE(gelu, return x * normal_below(x, sizeof(T) > 2 ? A(0) : bell_of(x));)
+TWO(gelu_back, x, {
+    A bell = bell_of(x);
+    return g * (normal_below(x, bell) + x * (DENSITY * bell));
+})
 
 // x (1 + tanh u) / 2 = x sigmoid(2 u)
-ONE(gelu_tanh, return x / (A(1) + exp(-x * (CUBIC * (x * x) + LINEAR)));)
+ONE(gelu_tanh, return x * sigmoid_of(x * (CUBIC * (x * x) + LINEAR));)
 TWO(gelu_tanh_back, x, {
     A bend = CUBIC * (x * x);
     A s = sigmoid_of(x * (bend + LINEAR));

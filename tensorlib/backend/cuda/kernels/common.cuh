@@ -16,12 +16,15 @@ typedef unsigned long long u64;
 #define CHECK_ALIGNED(p)  // the emulator looks, since the host forgives what a GPU does not
 #endif
 
-// How many threads a block of the file's kernels has at most. The compiler must know: a kernel with
-// more registers than there are for so many threads could not be launched.
+// How many threads a block of the file's kernels has at most, and how many such blocks are to fit on
+// a multiprocessor: a kernel has registers accordingly.
 #ifndef THREADS
 #define THREADS 256
 #endif
-#define KERNEL extern "C" __global__ void __launch_bounds__(THREADS, 1)
+#ifndef BLOCKS
+#define BLOCKS 1
+#endif
+#define KERNEL extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #define FULL 0xffffffffu
 
 struct float16 {
@@ -74,6 +77,32 @@ template <class To, class From> __device__ inline To rounded(From x) {
     return out;
 }
 
+// --- functions of what is rounded to T -----------------------------------------------------------
+
+// exp(x) and 1 / x: of halves by the GPU's own 2ˣ and 1 / x, whose errors they do not show.
+template <class T> __device__ inline double exponential(double x) { return exp(x); }
+template <class T> __device__ inline double reciprocal(double x) { return 1.0 / x; }
+template <class T> __device__ inline float exponential(float x) {
+#ifndef EMULATED
+    if (sizeof(T) == 2) {
+        float out;
+        asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x * 1.44269504f));
+        return out;
+    }
+#endif
+    return exp(x);
+}
+template <class T> __device__ inline float reciprocal(float x) {
+#ifndef EMULATED
+    if (sizeof(T) == 2) {
+        float out;
+        asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+        return out;
+    }
+#endif
+    return 1.0f / x;
+}
+
 // --- vectors -------------------------------------------------------------------------------------
 
 // As many elements as the narrowest of the types of one access has in 16 bytes.
@@ -92,8 +121,8 @@ template <class X> __device__ inline void store_pack(X* to, const Pack<X>& pack)
     *reinterpret_cast<Pack<X>*>(to) = pack;
 #else  // of an assignment NVRTC makes a store for each member
     const u32* words = reinterpret_cast<const u32*>(&pack);
-    asm volatile("st.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words[0]), "r"(words[1]),
-                 "r"(words[2]), "r"(words[3])
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+                 "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
                  : "memory");
 #endif
 }

@@ -70,6 +70,8 @@ def add_rows(out: Any, dim: int, index: Any, values: Any) -> None:
         return
     wide = accumulator(out.dtype)
     sums = out if wide == out.dtype else xp.zeros(math.prod(out.shape), wide)
+    each = 16 // values.itemsize
+    grid = launch.elements(values.size, each if inner % each == 0 else 1)
     launch.start("indexing", "add_atomic", types, grid, sums, index, values, *sizes)
     if sums is not out:
         grid = launch.elements(out.size)

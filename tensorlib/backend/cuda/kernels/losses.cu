@@ -55,7 +55,8 @@ KERNEL cross_entropy_rows(const T* x, const i64* target, const A* weight, A* los
             dot = both.first;
             whole = both.second;
         } else {
-            over(from, n, [&](T stored, i64) { all.add(widen(stored)); });
+            over_packs(from, n, [&](T stored, i64) { all.add(widen(stored)); },
+                       [&](const Pack<T>& pack, i64) { all.add(pack); });
         }
         all = row_join(all);
         if (threadIdx.x == 0) {
@@ -131,11 +132,21 @@ KERNEL cross_entropy_rows_back(const A* g, i64 g_step, const A* g_total, i64 tot
         i64 t = class_at(o, row);
         Shares s = shares(o, t, factor * g[row * g_step]);
         A a = s.hard + s.soft * all + g_total[row * total_step], lse = total[row];
-        map(x + row * n, dx + row * n, n, [&](A value, i64 j) {
-            A out = exp(value - lse) * a;
-            if (s.soft != A(0)) out -= s.soft * weight_of(o, j);
-            return j == t ? out - s.hard : out;
-        });
+        const T* from = x + row * n;
+        T* to = dx + row * n;
+        if (s.soft != A(0)) {
+            map(from, to, n, [&](A value, i64 j) {
+                A out = exponential<T>(value - lse) * a - s.soft * weight_of(o, j);
+                return j == t ? out - s.hard : out;
+            });
+        } else {
+            A hard = s.hard;
+            u32 place = (u32)t;
+            map(from, to, n, [=](A value, i64 j) {
+                A out = exponential<T>(value - lse) * a;
+                return (u32)j == place ? out - hard : out;
+            });
+        }
     }
 }
 

@@ -53,7 +53,7 @@ def cross_entropy(
     if scale is None:
         return losses, total
     out = xp.empty((), wide)
-    grid = launch.items(1, (1024, 1))
+    grid = launch.items(1, (512, 1))
     launch.start("losses", "scaled_sum", types, grid, losses, out, n * inner,
                  *_factor(scale, wide))  # fmt: skip
     return out, total
@@ -104,7 +104,7 @@ def pointwise_loss(x: Any, y: Any, kind: str, p: float, scale: float | None) -> 
         launch.start(file, kind, types, launch.items(parts), x, y, None, sums, x.size, _CHUNK,
                      float(p))  # fmt: skip
     out = xp.empty((), x.dtype)
-    grid = launch.items(1, (1024, 1))
+    grid = launch.items(1, (512, 1))
     launch.start(file, "scaled_sum", types, grid, sums, out, parts, float(scale))
     return out
 

@@ -54,8 +54,9 @@ __device__ inline void walk(const i64* table, const i64* owners, const i64* star
             Rule::prepare(options, counter ? (double)*counter : steps ? steps[owners[chunk]] : step,
                           shared);
         __syncthreads();
-        Constants constants = shared;
-        i64 start = starts[chunk], n = row[SIZE] - start < CHUNK ? row[SIZE] - start : CHUNK;
+        const Constants& constants = shared;
+        i64 start = starts[chunk];
+        const int n = row[SIZE] - start < CHUNK ? (int)(row[SIZE] - start) : (int)CHUNK;
         P* p = array_at<P>(row, PARAMETER) + start;
         const G* g = array_at<G>(row, GRADIENT) + start;
         A* master = array_at<A>(row, MASTER);
@@ -67,8 +68,8 @@ __device__ inline void walk(const i64* table, const i64* owners, const i64* star
             kept[k] = array_at<S>(row, FIRST + k) + start;
             vectors = vectors && aligned_four(kept[k]);
         }
-        i64 fours = vectors ? n / 4 : 0;
-        for (i64 i = threadIdx.x; i < fours; i += blockDim.x) {
+        const int fours = vectors ? n / 4 : 0;
+        for (int i = threadIdx.x; i < fours; i += blockDim.x) {
             Four<P> values = reinterpret_cast<const Four<P>*>(p)[i];
             Four<G> grads = reinterpret_cast<const Four<G>*>(g)[i];
             Four<A> masters;
@@ -95,7 +96,7 @@ __device__ inline void walk(const i64* table, const i64* owners, const i64* star
             for (int k = 0; k < Rule::states; k++)
                 reinterpret_cast<Four<S>*>(kept[k])[i] = states[k];
         }
-        for (i64 i = 4 * fours + threadIdx.x; i < n; i += blockDim.x) {
+        for (int i = 4 * fours + threadIdx.x; i < n; i += blockDim.x) {
             State state;
             for (int k = 0; k < Rule::states; k++) state.at[k] = (A)widen(kept[k][i]);
             A value = master ? master[i] : (A)widen(p[i]);

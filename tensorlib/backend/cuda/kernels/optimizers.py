@@ -15,7 +15,7 @@ import numpy as np
 
 from ....dtypes import HALF
 from .. import capture, launch
-from .arrays import DOUBLE, SINGLE
+from .arrays import DOUBLE, SINGLE, address
 from .reduction import row_sums
 
 CHUNK = 16384  # elements that a block takes at a time, as in `tables.cuh`
@@ -65,10 +65,6 @@ def _table(device: int, rows: tuple[tuple[int, ...], ...]) -> Table:
     return _kept(runner, device, rows)
 
 
-def _address(x: Any) -> int:
-    return int(x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr)
-
-
 def _device(x: Any) -> int:
     return 0 if isinstance(x, np.ndarray) else x.device.id
 
@@ -94,7 +90,7 @@ def _is_sound(row: Sequence[Any], master: Any, dtype: Any) -> bool:
         row = [*row, master]
     if any(not x.flags.c_contiguous or x.size != p.size for x in row):
         return False
-    spans = sorted((_address(x), x.nbytes) for x in row)
+    spans = sorted((address(x), x.nbytes) for x in row)
     return all(a + n <= b for (a, n), (b, _) in itertools.pairwise(spans))
 
 
@@ -150,9 +146,9 @@ def optimize(
     for (gradient, state, on_host, device), members in groups.items():
         rows = []
         for row, counter, master in members:
-            line = [_address(x) for x in row] + [0] * (_MASTER - len(row))
-            line.append(0 if master is None else _address(master))
-            line.append(0 if counter is None or on_host else _address(counter))
+            line = [address(x) for x in row] + [0] * (_MASTER - len(row))
+            line.append(0 if master is None else address(master))
+            line.append(0 if counter is None or on_host else address(counter))
             rows.append((*line, row[0].size))
         table = _table(device, tuple(rows))
         types = (np.dtype(dtype), gradient, state)
@@ -180,7 +176,7 @@ def _by_dtype(arrays: Sequence[Any]) -> list[tuple[Any, Table]]:
             dtype,
             _table(
                 _device(group[0]),
-                tuple([(_address(x), *(0,) * (_SIZE - 1), x.size) for x in group]),
+                tuple([(address(x), *(0,) * (_SIZE - 1), x.size) for x in group]),
             ),
         )
         for dtype, group in found.items()

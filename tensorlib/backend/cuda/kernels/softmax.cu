@@ -5,11 +5,50 @@
 typedef TYPE_0 T;
 typedef Acc<T>::type A;
 
+static constexpr int SIZE = Pack<T>::size;
+
+// Rows that the threads hold: one exponential for each element.
+__device__ inline void softmax_held(const T* x, T* out, i64 rows, int n, bool logarithm) {
+    const int packs = n / SIZE;
+    for (i64 row = first_row(); row < rows; row += row_step()) {
+        const T* from = x + row * n;
+        Pack<T> given[HELD];
+        A values[HELD][SIZE], top = -INFINITY_F, sum = A(0);
+        held(packs, [&](int h, int pack) { given[h] = load_pack(from + pack * SIZE); });
+        held(packs, [&](int h, int) {
+#pragma unroll
+            for (int k = 0; k < SIZE; k++) {
+                values[h][k] = widen(given[h].at[k]);
+                top = values[h][k] > top ? values[h][k] : top;
+            }
+        });
+        top = row_max(top);
+        held(packs, [&](int h, int) {
+#pragma unroll
+            for (int k = 0; k < SIZE; k++) {
+                A power = exponential<T>(values[h][k] - top);
+                sum += power;
+                values[h][k] = logarithm ? values[h][k] - top : power;
+            }
+        });
+        sum = row_sum(sum);
+        A rest = logarithm ? log(sum) : A(1) / sum;
+        held(packs, [&](int h, int pack) {
+#pragma unroll
+            for (int k = 0; k < SIZE; k++)
+                narrow(logarithm ? values[h][k] - rest : values[h][k] * rest, given[h].at[k]);
+            store_pack(out + row * n + pack * SIZE, given[h]);
+        });
+    }
+}
+
 KERNEL softmax_rows(const T* x, T* out, i64 rows, i64 n, i64 logarithm) {
+    if (is_held<T>(n, x, out)) return softmax_held(x, out, rows, (int)n, logarithm);
     for (i64 row = first_row(); row < rows; row += row_step()) {
         const T* from = x + row * n;
         Online<A> all;
-        over(from, n, [&](T value, i64) { all.add(widen(value)); });
+        over_packs(from, n, [&](T value, i64) { all.add(widen(value)); },
+                   [&](const Pack<T>& pack, i64) { all.add(pack); });
         all = row_join(all);
         A top = all.top;
         if (logarithm) {
@@ -17,13 +56,45 @@ KERNEL softmax_rows(const T* x, T* out, i64 rows, i64 n, i64 logarithm) {
             map(from, out + row * n, n, [=](A value, i64) { return (value - top) - rest; });
         } else {
             A factor = A(1) / all.sum;
-            map(from, out + row * n, n, [=](A value, i64) { return exp(value - top) * factor; });
+            map(from, out + row * n, n,
+                [=](A value, i64) { return exponential<T>(value - top) * factor; });
         }
+    }
+}
+
+__device__ inline void softmax_held_back(const T* g, const T* out, T* dx, i64 rows, int n,
+                                         bool logarithm) {
+    const int packs = n / SIZE;
+    for (i64 row = first_row(); row < rows; row += row_step()) {
+        Pack<T> grads[HELD], outs[HELD];
+        A dot = A(0);
+        held(packs, [&](int h, int pack) {
+            grads[h] = load_pack(g + row * n + pack * SIZE);
+            outs[h] = load_pack(out + row * n + pack * SIZE);
+        });
+        held(packs, [&](int h, int) {
+#pragma unroll
+            for (int k = 0; k < SIZE; k++) {
+                A a = widen(grads[h].at[k]);
+                dot += logarithm ? a : a * widen(outs[h].at[k]);
+            }
+        });
+        dot = row_sum(dot);
+        held(packs, [&](int h, int pack) {
+#pragma unroll
+            for (int k = 0; k < SIZE; k++) {
+                A a = widen(grads[h].at[k]), b = widen(outs[h].at[k]);
+                narrow(logarithm ? a - exponential<T>(b) * dot : b * (a - dot), grads[h].at[k]);
+            }
+            store_pack(dx + row * n + pack * SIZE, grads[h]);
+        });
     }
 }
 
 // out (g - Σ g out); of the logarithm g - exp(out) Σ g.
 KERNEL softmax_rows_back(const T* g, const T* out, T* dx, i64 rows, i64 n, i64 logarithm) {
+    if (is_held<T>(n, g, out) && aligned(dx))
+        return softmax_held_back(g, out, dx, rows, (int)n, logarithm);
     for (i64 row = first_row(); row < rows; row += row_step()) {
         const T *grad = g + row * n, *from = out + row * n;
         A dot = A(0);
@@ -32,7 +103,8 @@ KERNEL softmax_rows_back(const T* g, const T* out, T* dx, i64 rows, i64 n, i64 l
         });
         dot = row_sum(dot);
         if (logarithm)
-            map(grad, from, dx + row * n, n, [=](A a, A b, i64) { return a - exp(b) * dot; });
+            map(grad, from, dx + row * n, n,
+                [=](A a, A b, i64) { return a - exponential<T>(b) * dot; });
         else
             map(grad, from, dx + row * n, n, [=](A a, A b, i64) { return b * (a - dot); });
     }

@@ -2,7 +2,7 @@
 #pragma once
 #include "rows.cuh"
 
-// sum = Σ exp(x - top); numbers join one by one, or two of these join.
+// sum = Σ exp(x - top); numbers join one by one, or as packs, or two of these join.
 template <class X> struct Online {
     X top, sum;
 
@@ -14,6 +14,21 @@ template <class X> struct Online {
         } else {
             sum += x == top ? X(1) : exp(x - top);
         }
+    }
+    template <class T> __device__ void add(const Pack<T>& pack) {
+        X most = top;
+#pragma unroll
+        for (int k = 0; k < Pack<T>::size; k++) {
+            X x = widen(pack.at[k]);
+            most = x > most ? x : most;
+        }
+        if (most > top) {
+            sum *= exponential<T>(top - most);
+            top = most;
+        }
+        X from = top == -INFINITY_F ? X(0) : top;  // nothing but -∞ so far
+#pragma unroll
+        for (int k = 0; k < Pack<T>::size; k++) sum += exponential<T>(widen(pack.at[k]) - from);
     }
     __device__ void join(X other_top, X other_sum) {
         X most = other_top > top ? other_top : top;
@@ -61,7 +76,7 @@ template <class X> __device__ inline Online<X> row_join(Online<X> a) {
 
 // Of the column's threads, in all of them.
 template <class X> __device__ inline Online<X> column_join(Online<X> a) {
-    __shared__ X tops[1024], sums[1024];
+    __shared__ X tops[THREADS], sums[THREADS];
     if (blockDim.y > 1) {
         int mine = threadIdx.y * blockDim.x + threadIdx.x;
         __syncthreads();

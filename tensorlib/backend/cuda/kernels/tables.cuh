@@ -4,6 +4,7 @@
 // and begins at element starts[k].
 #pragma once
 #define THREADS 512
+#define BLOCKS 2
 #include "common.cuh"
 
 static constexpr i64 CHUNK = 16384;  // elements that a block takes at a time
