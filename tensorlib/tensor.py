@@ -222,6 +222,8 @@ class Tensor(Methods, Writing, Conversion, Differentiable):
     def storage_offset(self) -> int:
         """How many elements the first one is from the start of its memory block."""
         owner = self._array
+        if not isinstance(owner, np.ndarray):
+            return int(owner.data.ptr - owner.data.mem.ptr) // self.itemsize
         while True:
             base = getattr(owner, "base", None)
             if base is not None and not hasattr(base, "dtype"):

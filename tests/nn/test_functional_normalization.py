@@ -183,15 +183,16 @@ def test_gradients_of_some_of_the_outputs(axes, used):
     assert gradgradcheck(lambda *a: call(*a, *(w, z)[: 3 - len(a)]), inputs)
 
 
-def test_running_statistics_are_counted_with_whatever_there_is():
-    x, count = tl.tensor(values(6, 3).astype("float32")), tl.tensor(4)
-    for mean, var in ((tl.zeros(3), None), (None, tl.zeros(3)), (None, None)):
+def test_running_statistics_are_counted_with_whatever_there_is(device):
+    x = tl.tensor(values(6, 3).astype("float32"), device=device)
+    zeros, count = tl.zeros(3, device=device), tl.tensor(4, device=device)
+    for mean, var in ((zeros.clone(), None), (None, zeros.clone()), (None, None)):
         counted_batch_norm(x, mean, var, None, None, True, None, 1e-5, count)
-        share = 1 / float(count)
+        share = 1 / count.item()
         if mean is not None:
-            np.testing.assert_allclose(mean, x.mean(0) * share, rtol=1e-5)
+            np.testing.assert_allclose(mean.cpu(), x.mean(0).cpu() * share, rtol=1e-5)
         if var is not None:
-            np.testing.assert_allclose(var, x.var(0) * share, rtol=1e-5)
+            np.testing.assert_allclose(var.cpu(), x.var(0).cpu() * share, rtol=1e-5)
     counted_batch_norm(x[:0], None, None, None, None, True, None, 1e-5, count)
     assert count.item() == 8
 

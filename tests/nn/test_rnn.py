@@ -276,6 +276,21 @@ def test_packed_sequences_round_trip():
     assert rnn.invert_permutation(tl.tensor([2, 0, 1])).tolist() == [1, 2, 0]
 
 
+def test_packing_beside_another_default_device(device):
+    """Data lie where they were, counts on the CPU."""
+    arrays = [values(n, 2, seed=n) for n in (4, 2, 1)]
+    try:
+        tl.set_default_device(device)
+        packed = rnn.pack_sequence([tl.from_numpy(a).to(device) for a in arrays])
+        padded, lengths = rnn.pad_packed_sequence(packed)
+    finally:
+        tl.set_default_device("cpu")
+    assert packed.data.device.type == padded.device.type == device
+    assert packed.batch_sizes.device.type == lengths.device.type == "cpu"
+    for i, array in enumerate(arrays):
+        np.testing.assert_array_equal(padded[: len(array), i].cpu().numpy(), array)
+
+
 @pytest.mark.parametrize(
     ("message", "call"),
     [

@@ -164,6 +164,36 @@ def test_masked_gradients_are_exactly_zero() -> None:
         assert x.grad.tolist() == [0, 0.25]
 
 
+@pytest.mark.parametrize("dtype", [tl.float64, tl.float32, tl.float16, tl.bfloat16])
+def test_floor_and_remainder_of_numbers_that_do_not_divide(dtype: Any, device: str) -> None:
+    """0.1 is a little more than a tenth in float64, so 1 // 0.1 is 9; 5 % inf is 5."""
+    x = tl.tensor([1.0, 5.0, -5.0, 5.5, -5.5, -6.0, 1.0, -np.inf], dtype=dtype)
+    y = tl.tensor([0.1, np.inf, np.inf, 2.0, 2.0, -2.0, 0.0, 2.0], dtype=dtype)
+    a, b = x.double().numpy(), y.double().numpy()
+    with np.errstate(all="ignore"):
+        quotient, rest, c_rest = np.floor_divide(a, b), np.remainder(a, b), np.fmod(a, b)
+    x, y = x.to(device), y.to(device)
+    bound = {tl.float16: 2.0**-11, tl.bfloat16: 2.0**-8}.get(dtype, 0)
+    for found, expected in ((x // y, quotient), (x % y, rest), (tl.fmod(x, y), c_rest)):
+        assert found.dtype is dtype
+        np.testing.assert_allclose(found.double().cpu().numpy(), expected, rtol=bound)
+    assert (tl.tensor([5.5, -5.5], device=device) // 2).tolist() == [2, -3]
+    assert (-7.5 % tl.tensor([2.0, -2.0], device=device)).tolist() == [0.5, -1.5]
+
+
+def test_remainders_of_large_integers_are_exact(device: str) -> None:
+    x = tl.tensor([2**53 + 1, -(2**53) - 1, 2**53 + 1, -7, 7], device=device)
+    y = tl.tensor([2, 2, -2, 4, -4], device=device)
+    assert tl.fmod(x, y).tolist() == [1, -1, 1, -3, 3]
+    assert tl.remainder(x, y).tolist() == [1, 1, -1, 1, -1]
+
+
+def test_bounds_that_are_nan_give_nan(device: str) -> None:
+    x, low = tl.tensor([1.0, 2.0, np.nan]), tl.tensor([np.nan, 0.0, 0.0])
+    found = tl.clamp(x.to(device), low.to(device), tl.ones(3, device=device))
+    np.testing.assert_array_equal(found.cpu().numpy(), [np.nan, 1, np.nan])
+
+
 def test_warnings_of_numpy_stay_off_inside_and_on_outside() -> None:
     assert math.isinf((tl.ones(1) / 0).item()) and math.isnan(tl.log(-tl.ones(1)).item())
     with pytest.raises(RuntimeWarning, match="divide by zero"):

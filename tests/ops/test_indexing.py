@@ -163,6 +163,16 @@ def test_basic_indices_are_views_and_advanced_ones_copies() -> None:
     assert x[0, 0].ndim == 0 and isinstance(x[0, 0], tl.Tensor)
 
 
+def test_repeating_each_element_by_its_own_number(device: str) -> None:
+    x = tl.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], device=device)
+    counts = tl.tensor([2, 0, 1], device=device)
+    rows = [[1.0, 2.0], [1.0, 2.0], [5.0, 6.0]]
+    assert x.repeat_interleave(counts, dim=0).tolist() == rows
+    assert x.repeat_interleave([2, 0, 1], dim=0).tolist() == rows
+    assert x[:, 0].repeat_interleave(tl.tensor(2, device=device)).tolist() == [1, 1, 3, 3, 5, 5]
+    assert x[1].repeat_interleave(2).tolist() == [3, 3, 4, 4]
+
+
 def test_repeated_places_add_up_in_the_gradient() -> None:
     x = tl.tensor([1.0, 2.0, 3.0], requires_grad=True)
     (x[[0, 0, 2]] * tl.tensor([1.0, 10.0, 100.0])).sum().backward()

@@ -146,6 +146,12 @@ def test_refused_as_by_torch(expression: str, torch: ModuleType) -> None:
     assert len(str(both_refuse(torch, expression))) > 20
 
 
+def test_the_offset_of_views_in_their_memory(device: str) -> None:
+    x = tl.arange(24, device=device)
+    found = [x, x[4:], x[4:].unfold(0, 3, 2)[1:], x.view(4, 6).t()[2:], x[4:].clone()]
+    assert [y.storage_offset() for y in found] == [0, 4, 6, 2, 0]
+
+
 @pytest.mark.parametrize(
     "expression",
     [

@@ -103,6 +103,7 @@ def test_functions_dispatch_and_stay_arrays():
         lambda x: cupy.subtract(x > 0, x > 0),
         lambda x: cupy.argsort(x.astype(ml_dtypes.bfloat16)),
         lambda x: cupy.repeat(x, cupy.asarray([1, 2])),
+        lambda x: cupy.repeat(x, np.asarray([1, 2])),
         lambda x: cupy.logical_not(x.astype("c8")),
         lambda x: hash(x),
     ],

@@ -274,6 +274,15 @@ class Flags:
         self.fnc = self.f_contiguous and not self.c_contiguous
 
 
+def _owner(a: np.ndarray) -> np.ndarray:
+    """The array whose memory a view shows; `as_strided` puts a holder in between."""
+    while True:
+        base = a.base if isinstance(a.base, np.ndarray) else getattr(a.base, "base", None)
+        if not isinstance(base, np.ndarray):
+            return a
+        a = base
+
+
 class ndarray:
     """See the package's docstring."""
 
@@ -343,6 +352,7 @@ class ndarray:
     @property
     def data(self) -> Any:
         """A MemoryPointer whose address is that of the numbers."""
+        self._pointer.mem.ptr = _owner(self._a).ctypes.data  # where the block begins
         pointer = cuda.MemoryPointer(self._pointer.mem, 0)
         pointer.ptr, pointer.device_id = self._a.ctypes.data, self._device
         return pointer

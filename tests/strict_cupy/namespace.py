@@ -156,6 +156,16 @@ def where(condition: Any, x: Any = None, y: Any = None) -> Any:
                      None)  # fmt: skip
 
 
+def tril(m: Any, k: int = 0) -> Any:
+    """A choice between the elements and a NumPy number, which makes bfloat16 float32."""
+    return where(wrap(np.tri(*m.shape[-2:], k=k, dtype=bool)), m, m.dtype.type(0))
+
+
+def triu(m: Any, k: int = 0) -> Any:
+    """As `tril`."""
+    return where(wrap(np.tri(*m.shape[-2:], k=k - 1, dtype=bool)), m.dtype.type(0), m)
+
+
 def clip(a: Any, a_min: Any = None, a_max: Any = None, out: Any = None) -> Any:
     """A ufunc of three arguments in CuPy; a missing bound is the dtype's."""
     if a.dtype.kind in "fV":
@@ -163,7 +173,12 @@ def clip(a: Any, a_min: Any = None, a_max: Any = None, out: Any = None) -> Any:
     else:
         low, high = np.iinfo(a.dtype).min, np.iinfo(a.dtype).max
     args = (a, low if a_min is None else a_min, high if a_max is None else a_max)
-    return run_ufunc("clip", TABLE["clip"], np.clip, args, out)
+    return run_ufunc("clip", TABLE["clip"], _clipped, args, out)
+
+
+def _clipped(x: Any, low: Any, high: Any) -> Any:
+    """CuPy's comparisons, which a bound that is NaN fails."""
+    return np.where(low > high, high, np.where(x < low, low, np.where(x > high, high, x)))
 
 
 def take(a: Any, indices: Any, axis: Any = None, out: Any = None) -> Any:
@@ -202,9 +217,9 @@ def matmul(*args: Any, **kwargs: Any) -> Any:
 
 
 def repeat(a: Any, repeats: Any, axis: Any = None) -> Any:
-    """Only by numbers that the host knows."""
-    if isinstance(repeats, ndarray):
-        raise ValueError("cupy.ndarray cannot be specified as `repeats` argument.")
+    """Only by Python's numbers: CuPy 14.0 refuses arrays of its own, 14.2 those of NumPy."""
+    if isinstance(repeats, ndarray | np.ndarray):
+        raise TypeError(f"'repeats' does not accept {type(repeats).__name__}")
     check_device(a)
     return wrap(np.repeat(unwrap(a), repeats, axis))
 
@@ -235,6 +250,26 @@ def rsqrt(x: Any) -> Any:
     return 1 / np.sqrt(x)
 
 
+def floor_divide(x: Any, y: Any) -> Any:
+    """The floor of the rounded quotient, where NumPy's is exact."""
+    if x.dtype.kind in "iu":
+        return np.floor_divide(x, y)
+    wide = np.float32 if x.dtype.itemsize == 2 else x.dtype
+    return np.floor(x.astype(wide) / y.astype(wide)).astype(x.dtype)
+
+
+def remainder(x: Any, y: Any) -> Any:
+    """What that quotient leaves."""
+    return (x - floor_divide(x, y) * y) * (y != 0 if x.dtype.kind in "iu" else 1)
+
+
+def fmod(x: Any, y: Any) -> Any:
+    """In float64 for integers."""
+    if x.dtype.kind not in "iu":
+        return np.fmod(x, y)
+    return np.where(y == 0, 0, np.fmod(x.astype(np.float64), y.astype(np.float64)))
+
+
 def as_strided(x: Any, shape: Any = None, strides: Any = None) -> Any:
     """A view; CuPy's takes no `writeable`."""
     return ndarray._make(np.lib.stride_tricks.as_strided(x._a, shape, strides), base=x)
@@ -252,10 +287,13 @@ OWN: dict[str, Function] = {
     f.__name__: f
     for f in (
         array, as_strided, asarray, asnumpy, broadcast, clip, diagonal, from_dlpack, matmul,
-        repeat, size, take, take_along_axis, where,
+        repeat, size, take, take_along_axis, tril, triu, where,
     )
 }  # fmt: skip
-_NUMPY_NAMES = {"rsqrt": rsqrt, "abs": np.absolute}
+_NUMPY_NAMES = {
+    "rsqrt": rsqrt, "abs": np.absolute, "floor_divide": floor_divide, "remainder": remainder,
+    "fmod": fmod,
+}  # fmt: skip
 UFUNCS: dict[str, ufunc] = {}
 
 

@@ -155,9 +155,9 @@ def track_statistics(
         return
     if len({array_device(t._array) for t in written}) == 1:
         b = get_backend(written[0]._array)
-        pair = [None if t is None else t._array for t in (running_mean, running_var)]
-        counted = batches is None or batches._array.dtype == np.int64
-        fused = b.kernel("track_statistics", *pair) if b.name == "cuda" and counted else None
+        pair = [t._array for t in (running_mean, running_var) if t is not None]
+        fits = len(pair) == 2 and (batches is None or batches._array.dtype == np.int64)
+        fused = b.kernel("track_statistics", *pair) if b.name == "cuda" and fits else None
         if fused:
             count = None if batches is None else batches._array
             with at(pair[0]):

@@ -112,6 +112,11 @@ def invert_permutation(permutation: Tensor | None) -> Tensor | None:
     return inverse
 
 
+def _on_host(counts: list[int]) -> Tensor:
+    """Counts as a CPU tensor, whatever the default device: Python loops over them."""
+    return tensorlib.tensor(counts, dtype=tensorlib.int64, device="cpu")
+
+
 def _lengths(lengths: Any) -> list[int]:
     if isinstance(lengths, Tensor):
         if lengths.device.type != "cpu" or lengths.dtype != tensorlib.int64 or lengths.dim() != 1:
@@ -169,7 +174,7 @@ def pack_padded_sequence(
         )
     steps = [sum(n > t for n in sizes) for t in range(sizes[0])]
     data = tensorlib.cat([input[t, :n] for t, n in enumerate(steps)])
-    return PackedSequence(data, tensorlib.tensor(steps, dtype=tensorlib.int64), order, None)
+    return PackedSequence(data, _on_host(steps), order, None)
 
 
 def pad_packed_sequence(
@@ -210,7 +215,7 @@ def pad_packed_sequence(
         missing = (length - len(steps)) * batch
         parts.append(data.new_full((missing, *data.shape[1:]), padding_value))
     padded = tensorlib.cat(parts).reshape(length, batch, *data.shape[1:])
-    lengths = tensorlib.tensor([sum(n > i for n in steps) for i in range(batch)])
+    lengths = _on_host([sum(n > i for n in steps) for i in range(batch)])
     if batch_first:
         padded = padded.transpose(0, 1)
     if sequence.unsorted_indices is not None:
@@ -265,7 +270,7 @@ def unpad_sequence(
 
 def pack_sequence(sequences: Sequence[Tensor], enforce_sorted: bool = True) -> PackedSequence:
     """Packs a list of sequences (length, *)."""
-    lengths = tensorlib.tensor([len(s) for s in sequences], dtype=tensorlib.int64)
+    lengths = _on_host([len(s) for s in sequences])
     return pack_padded_sequence(pad_sequence(sequences), lengths, enforce_sorted=enforce_sorted)
 
 
