@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -345,7 +346,7 @@ class FakeGpuArray:
 
     def __init__(self, index: int = 0) -> None:
         self.dtype, self.shape, self.ndim, self.size = np.dtype(np.float32), (2, 2), 2, 4
-        self.device = type("Device", (), {"id": index})()
+        self.device, self.data = SimpleNamespace(id=index), SimpleNamespace(device_id=index)
 
 
 def on_gpu(index: int = 0) -> tl.Tensor:

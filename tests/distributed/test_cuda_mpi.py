@@ -16,7 +16,6 @@ from numpy.testing import assert_array_equal
 import tensorlib as tl
 import tensorlib.distributed as dist
 from tensorlib import optim
-from tensorlib.distributed import cuda_mpi
 from tensorlib.distributed.work import progress
 from tensorlib.nn.parallel import DistributedDataParallel as DDP
 
@@ -27,6 +26,14 @@ from .test_nccl_fsdp import assert_same, divided, train
 from .test_sharded_training import MLP
 
 pytestmark = pytest.mark.mpi(min_size=2)
+
+
+@pytest.fixture
+def cuda_mpi() -> Any:
+    """The module, which loads MPI: tests without ranks must not find it loaded."""
+    from tensorlib.distributed import cuda_mpi
+
+    return cuda_mpi
 
 
 @pytest.fixture
@@ -52,7 +59,7 @@ def answers(yes: int, failed: int = 0) -> Any:
     return library(MPIX_GPU_query_support=MPIX_GPU_query_support)
 
 
-def test_what_libraries_say_of_themselves() -> None:
+def test_what_libraries_say_of_themselves(cuda_mpi: Any) -> None:
     assert cuda_mpi.query(answers(1)) is True
     assert cuda_mpi.query(answers(0)) is False
     assert cuda_mpi.query(answers(1, failed=13)) is False
@@ -61,12 +68,12 @@ def test_what_libraries_say_of_themselves() -> None:
     assert cuda_mpi.query(library()) is None
 
 
-def test_the_mpi_of_these_tests_is_asked_and_says_no(world: Any) -> None:
+def test_the_mpi_of_these_tests_is_asked_and_says_no(world: Any, cuda_mpi: Any) -> None:
     assert cuda_mpi._loaded()
     assert cuda_mpi.refusal().endswith("does not read GPU memory")
 
 
-def test_some_say_yes_only_under_conditions(monkeypatch: Any) -> None:
+def test_some_say_yes_only_under_conditions(monkeypatch: Any, cuda_mpi: Any) -> None:
     names = ("MPICH_GPU_SUPPORT_ENABLED", "MV2_USE_CUDA", "TENSORLIB_CUDA_AWARE_MPI")
     for name in names:
         monkeypatch.delenv(name, raising=False)
@@ -131,7 +138,7 @@ def test_backends(name: str, mpi: bool, world: Any, cupy: Any) -> None:
     dist.destroy_process_group(group)
 
 
-def test_one_rank_that_says_no_is_enough(world: Any, monkeypatch: Any) -> None:
+def test_one_rank_that_says_no_is_enough(world: Any, monkeypatch: Any, cuda_mpi: Any) -> None:
     with fake_nccl.installed(world.rank, gpus=1) as cupy:
         monkeypatch.setattr(cuda_mpi, "query", lambda library: world.rank != 1)
         with made(world) as group:
@@ -139,7 +146,7 @@ def test_one_rank_that_says_no_is_enough(world: Any, monkeypatch: Any) -> None:
 
 
 def test_a_trial_that_goes_wrong_on_one_rank_makes_all_stage(
-    world: Any, cupy: Any, monkeypatch: Any, recwarn: Any
+    world: Any, cupy: Any, monkeypatch: Any, recwarn: Any, cuda_mpi: Any
 ) -> None:
     parts, trial = cuda_mpi._parts, cuda_mpi.CudaMPICarrier._trial
     if world.rank == 1:  # its MPI reads other memory, and it does not notice
@@ -160,7 +167,7 @@ def test_a_trial_that_goes_wrong_on_one_rank_makes_all_stage(
 
 
 def test_a_trial_that_does_not_end_makes_all_stage(
-    world: Any, cupy: Any, monkeypatch: Any, recwarn: Any
+    world: Any, cupy: Any, monkeypatch: Any, recwarn: Any, cuda_mpi: Any
 ) -> None:
     monkeypatch.setattr(cuda_mpi, "_TRIAL_S", 0.5)
     if world.rank == 1:
@@ -208,7 +215,7 @@ def test_mpi_is_called_once_the_gpu_is_done_with_the_memory(world: Any, cupy: An
         assert not [entry for entry in cuda.log if entry[0] in ("sync", "copy")][:-1]
 
 
-def test_large_messages_go_in_parts(world: Any, cupy: Any, monkeypatch: Any) -> None:
+def test_large_messages_go_in_parts(world: Any, cupy: Any, monkeypatch: Any, cuda_mpi: Any) -> None:
     monkeypatch.setattr(cuda_mpi, "_LARGEST", 64)
     monkeypatch.setattr(cuda_mpi, "_TRIAL_COUNTS", (4, 40))
     with made(world) as group:
