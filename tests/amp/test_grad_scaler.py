@@ -81,10 +81,8 @@ def test_the_kernel_is_told_of_infinite_gradients(monkeypatch):
         seen.append((rule, found, [type(r).__module__ for r in rows]))
         return []
 
-    with strict_cupy.installed():
-        monkeypatch.setattr(
-            libraries, "find", lambda name, arrays: {"optimize": optimize}.get(name)
-        )
+    with strict_cupy.installed(), monkeypatch.context() as patch:  # undone in this order
+        patch.setattr(libraries, "find", lambda name, arrays: {"optimize": optimize}.get(name))
         tl.backend.cuda_backend.get_cuda.cache_clear()
         w = tl.ones(3, device="cuda", requires_grad=True)
         optimizer = tl.optim.Adam([w], lr=0.1)
