@@ -45,7 +45,7 @@ def files(*names: str) -> list[Path]:
 @pytest.mark.parametrize(
     ("hosts", "size", "more"),
     [
-        pytest.param(EVEN, 4, [], id="even"),
+        pytest.param(EVEN, 4, [], id="even", marks=pytest.mark.soak),
         pytest.param(EVEN, 4, MORE_TESTS, id="more", marks=pytest.mark.soak),
         pytest.param(UNEVEN, 4, [], id="uneven", marks=pytest.mark.soak),
         pytest.param(ALTERNATING, 4, [], id="alternating", marks=pytest.mark.soak),

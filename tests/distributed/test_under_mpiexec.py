@@ -1,4 +1,4 @@
-"""Runs the tests marked ``mpi`` on 2 ranks, and selections on 4 and 8, for plain ``pytest``.
+"""Runs the tests marked ``mpi`` on 2 ranks, and a selection on 8, for plain ``pytest``.
 
 The long tests run all of them on 3 and 4 ranks.
 """
@@ -12,7 +12,6 @@ import pytest
 pytestmark = pytest.mark.mpi_skip
 
 ALL = ("",)
-FOUR = ("test_collectives.py", "test_ddp.py", "test_sharded_training.py")
 EIGHT = ("test_single_process.py",)
 
 
@@ -20,7 +19,6 @@ EIGHT = ("test_single_process.py",)
     ("size", "files"),
     [
         (2, ALL),
-        (4, FOUR),
         (8, EIGHT),
         pytest.param(3, ALL, marks=pytest.mark.soak),
         pytest.param(4, ALL, marks=pytest.mark.soak),
