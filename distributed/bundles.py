@@ -278,9 +278,12 @@ class Bundle:
             there = out[total:] != 0
         elif self._alone:
             there = np.array([True])
+        wider = out if out.itemsize >= rows.itemsize else rows  # whose numbers may be larger
+        if divisor is not None and wider is out:
+            out /= divisor
         if rows is not out:
             rows[...] = out
-        if divisor is not None:
+        if divisor is not None and wider is not out:
             rows /= divisor
         for shard, start, found in zip(self._shards, self._starts, there, strict=False):
             if found:

@@ -86,7 +86,7 @@ def _loaded() -> list[str]:
         maps = Path("/proc/self/maps").read_text()
     except OSError:
         return []
-    return list(dict.fromkeys(re.findall(r"/\S*/libmp(?:i|ich|ich_\w+|i_\w+)\.so\S*", maps)))
+    return list(dict.fromkeys(re.findall(r"/.*/libmp(?:i|ich|ich_\w+|i_\w+)\.so\S*", maps)))
 
 
 class _All:
@@ -122,7 +122,7 @@ class CudaMPICarrier(ExchangeCarrier):
         """Try it; why it cannot be used, or nothing. The same on every rank."""
         why = ""
         try:
-            why = self._trial(min(_TRIAL_S, self._group.timeout_s))
+            why = self._trial(min(_TRIAL_S, self._group.timeout_s / 2))
         except Exception as error:  # whatever MPI or CUDA makes of it
             why = f"{type(error).__name__}: {error}"
         well, everyones = np.array([not why], np.uint8), np.zeros((self._size, 1), np.uint8)

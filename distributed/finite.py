@@ -80,12 +80,13 @@ class FiniteCheck:
         memory, b = bucket.memory, get_backend(bucket.memory)
         if bucket not in self._ends:
             ends = [*bucket.starts[1:], memory.size]
-            self._ends[bucket] = b.constant(np.array(ends, np.int64) - 1)
+            self._ends[bucket] = b.constant(np.array([0, *ends], np.int64))
         rows = []
         for test in (b.isnan, b.isinf):
-            until = b.cumsum(test(memory).astype(np.int32))[self._ends[bucket]]
-            until[1:] = until[1:] - until[:-1]
-            rows.append(until)
+            until = b.zeros(memory.size + 1, np.int32)  # how many there are before each place
+            until[1:] = b.cumsum(test(memory).astype(np.int32))
+            until = until[self._ends[bucket]]
+            rows.append(until[1:] - until[:-1])
         counts = b.concatenate(rows)
         odd = counts.any().reshape(1)
         memory[:1] = b.where(odd, b.full((1,), np.nan, memory.dtype), memory[:1])

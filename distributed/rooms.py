@@ -179,7 +179,11 @@ class Saved:
             since: nodes with a smaller number are older than the forward.
             shards: the parameters.
         """
-        by_memory = {id(s.whole.data.mem): s for s in shards if s.whole.size}
+        by_memory = {
+            id(s.whole.data.mem): s
+            for s in shards
+            if s.whole.size and not isinstance(s.whole, np.ndarray)
+        }
         kind = type(next(iter(by_memory.values())).whole) if by_memory else None
         waiting = [t._node for t in outputs]
         seen: set[Node] = set()

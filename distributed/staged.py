@@ -222,7 +222,7 @@ class StagedCarrier(Carrier):
         busy: deque[tuple[Any, Any]] = deque()  # events, and the memory that is in use until then
         work = self.lane.running
         assert work is not None
-        work.pinned = busy
+        work.pinned = work.pinned, busy  # a work may come here several times
         while True:
             while len(begun) < _AHEAD and (piece := next(pieces, None)) is not None:
                 begun.append(self._begin(piece, dtype))

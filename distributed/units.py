@@ -34,6 +34,9 @@ from tensorlib.tensor import Tensor
 
 # Reductions of the unit whose backward has ended last; one unit's may be under way per group.
 _reducing: WeakKeyDictionary[Communicator, list[Work]] = WeakKeyDictionary()
+# Units that were gathered ahead because they are likely to come next, and have not come yet.
+_guesses: WeakKeyDictionary[Communicator, set["Unit"]] = WeakKeyDictionary()
+_backward: WeakKeyDictionary[Communicator, set["Unit"]] = WeakKeyDictionary()  # whose backward runs
 # Units in the order of their forwards, as long as the outermost one's forward runs.
 _order: WeakKeyDictionary[Communicator, list["Unit"]] = WeakKeyDictionary()
 
@@ -108,6 +111,7 @@ class Unit:
 
     def unshard(self) -> None:
         """Have the parameters whole."""
+        _guesses.get(self._communicator, set()).discard(self)
         self.gather()
         for work in self._gathering:
             work.hand_over()
@@ -141,6 +145,7 @@ class Unit:
         self._works, self._in_backward = [], False
         self._pending, self._to_run = set(), set()
         _order.pop(self._communicator, None)
+        _backward.get(self._communicator, set()).discard(self)
         for shard in self.by_parameter.values():
             shard.forget()
         self.reshard()
@@ -152,7 +157,8 @@ class Unit:
         if self._in_backward and not state.backward:
             self.reset()  # the last backward raised an error
         self.unshard()
-        self._start_ahead(self.prefetch_forward, self._next_forward)
+        # What is computed again in backward leads nowhere.
+        self._start_ahead(self.prefetch_forward, None if state.backward else self._next_forward)
         if not self._to_run:
             self._to_run = set(self.modules)
             self._line_up()
@@ -204,15 +210,23 @@ class Unit:
         for one, following in pairwise(order):
             following._next_backward = ref(one)
         del _order[self._communicator]
+        self._free_guesses()
 
     def _start_ahead(self, chosen: list["Unit"], guess: "ref[Unit] | None") -> None:
         """Start to gather what is needed next: what was chosen or, on a GPU, what is likely."""
         likely = guess() if guess is not None and self._saved is not None else None
         if not chosen and likely is not None and likely is not self:
             if likely.unshard_in_backward or not self._in_backward:
+                if not (likely.is_whole or likely._gathering):
+                    _guesses.setdefault(self._communicator, set()).add(likely)
                 likely.gather()
         for unit in chosen:
             unit.gather()
+
+    def _free_guesses(self) -> None:
+        """Free what was gathered ahead and then not needed."""
+        for unit in _guesses.pop(self._communicator, ()):
+            unit.reshard()
 
     def _watch(self, inputs: Any) -> list[Any]:
         """See when backward has left the module, where its own parameters do not tell."""
@@ -231,6 +245,7 @@ class Unit:
     def _before_backward(self, inputs: list[Any], gradient: Any) -> None:
         if not self._in_backward:
             self._in_backward = True
+            _backward.setdefault(self._communicator, set()).add(self)
             queue_callback(self._finish)
             self._pending = {p for p in self.by_parameter if p.requires_grad}
             for bundle in self._bundles:
@@ -285,6 +300,9 @@ class Unit:
         self._works, self._pending = [], set()
         self._leave_backward()
         self._in_backward = False
+        _backward[self._communicator].discard(self)
+        if not _backward[self._communicator]:  # the end, not that of a block computed again
+            self._free_guesses()
         for shard in self.by_parameter.values():
             shard.end_backward()
 

@@ -14,13 +14,13 @@ from .devices import index_of
 
 
 def memory_allocated(device: Any = None) -> int:
-    """Bytes in use by arrays."""
-    return get_cuda().memory[index_of(device)].current
+    """Bytes in use by arrays; 0 without a GPU, as all figures here."""
+    return get_cuda().memory[index_of(device)].current if is_available() else 0
 
 
 def max_memory_allocated(device: Any = None) -> int:
     """The most bytes that arrays used at once, since the last `reset_peak_memory_stats`."""
-    return get_cuda().memory[index_of(device)].peak
+    return get_cuda().memory[index_of(device)].peak if is_available() else 0
 
 
 def reset_peak_memory_stats(device: Any = None) -> None:
@@ -30,11 +30,13 @@ def reset_peak_memory_stats(device: Any = None) -> None:
 
 def memory_reserved(device: Any = None) -> int:
     """Bytes that the pool holds: those in use, and freed ones kept for the next arrays."""
-    return get_cuda().memory.reserved(index_of(device))
+    return get_cuda().memory.reserved(index_of(device)) if is_available() else 0
 
 
 def max_memory_reserved(device: Any = None) -> int:
     """The most bytes that the pool held when it was looked at or emptied."""
+    if not is_available():
+        return 0
     memory, index = get_cuda().memory, index_of(device)
     memory.reserved(index)
     return memory[index].peak_reserved
@@ -52,7 +54,9 @@ def mem_get_info(device: Any = None) -> tuple[int, int]:
 
 
 def memory_stats(device: Any = None) -> dict[str, int]:
-    """The figures of this module, under torch's names."""
+    """The figures of this module, under torch's names; none without a GPU."""
+    if not is_available():
+        return {}
     memory, index = get_cuda().memory, index_of(device)
     found, reserved = memory[index], memory.reserved(index)
     result: dict[str, int] = {}
@@ -142,11 +146,14 @@ def caching_allocator_alloc(size: int, device: Any = None, stream: Any = None) -
     Args:
         size: In bytes.
         device: The GPU; the current one by default.
-        stream: Whose memory it is: the pool gives it again to work of that stream.
+        stream: Whose memory it is, or its address: the pool gives it again to work of that stream.
     """
+    from .streams import ExternalStream
     from .streams import stream as on_stream
 
     b = get_cuda()
+    if isinstance(stream, int):
+        stream = ExternalStream(stream, device)
     with b.on(index_of(device)), on_stream(stream):
         pointer = b.xp.cuda.alloc(size)
     _raw[pointer.ptr] = pointer

@@ -43,7 +43,7 @@ def range_push(msg: str) -> int:
 def range_pop() -> int:
     """End the range that this thread began last; returns the number of those around it."""
     _library().RangePop()
-    _depth.value -= 1
+    _depth.value = max(_depth.value - 1, 0)
     return _depth.value
 
 

@@ -38,6 +38,7 @@ class Stream:
     def __init__(self, device: Any = None, priority: int = 0, **more: Any) -> None:
         index = index_of(device)
         self.device = device_type("cuda", index)
+        self._contexts: list[Any] = []
         if "raw" in more:
             self.raw = more["raw"]
         else:
@@ -79,12 +80,12 @@ class Stream:
         self.wait_event(stream.record_event())
 
     def __enter__(self) -> Stream:
-        self._context = stream(self)
-        self._context.__enter__()
+        self._contexts.append(stream(self))
+        self._contexts[-1].__enter__()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._context.__exit__(*exc)
+        self._contexts.pop().__exit__(*exc)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Stream) and (self.device, self.cuda_stream) == (

@@ -14,6 +14,7 @@ from tensorlib.distributed.communicator import Communicator
 from tensorlib.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
+    MixedPrecisionPolicy,
     fully_shard,
     register_fsdp_forward_method,
 )
@@ -250,6 +251,16 @@ def test_the_divisor_of_gradients(world: Communicator) -> None:
     layer.set_gradient_divide_factor(0.5)
     layer(tl.ones(1, 1, dtype=tl.float64)).sum().backward()
     assert_array_equal(layer.weight.grad.numpy(), 2.0 * world.size)
+
+
+def test_gradients_are_divided_where_they_are_widest(world: Communicator) -> None:
+    """Their sum may be too large for the parameters' precision, their mean is not."""
+    layer = fully_shard(
+        nn.Linear(1, 4, bias=False).half(), mp_policy=MixedPrecisionPolicy(reduce_dtype=tl.float32)
+    )
+    layer.set_gradient_divide_factor(world.size)
+    layer(tl.full((1, 1), 40_000.0, dtype=tl.float16)).float().sum().backward()
+    assert_array_equal(layer.weight.grad.numpy(), 40_000.0)
 
 
 class Either(nn.Module):

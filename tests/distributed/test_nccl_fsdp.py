@@ -15,8 +15,10 @@ from numpy.testing import assert_allclose
 import tensorlib as tl
 import tensorlib.distributed as dist
 from tensorlib import nn, optim
+from tensorlib.autograd import Function
 from tensorlib.backend.cuda.memory import largest
 from tensorlib.distributed import checkpoint
+from tensorlib.distributed.bundles import Bundle
 from tensorlib.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -97,6 +99,64 @@ def assert_same(model: nn.Module, alone: nn.Module, atol: float = 1e-9) -> None:
 
 def is_freed(module: nn.Module) -> bool:
     return all(s.whole is None for s in module.__dict__["_fsdp_unit"].by_parameter.values())
+
+
+class Again(Function):
+    """Runs a block without a graph, and anew in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, block: nn.Module, x: tl.Tensor) -> tl.Tensor:
+        ctx.block = block
+        ctx.save_for_backward(x)
+        with tl.no_grad():
+            return block(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: tl.Tensor) -> tuple[None, tl.Tensor]:
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with tl.enable_grad():
+            y = ctx.block(x)
+        y.backward(g)
+        return None, x.grad
+
+
+class Chained(nn.Module):
+    """Blocks by their order, each run by `way`."""
+
+    def __init__(self, blocks: list[nn.Module], order: list[int], way: Any) -> None:
+        super().__init__()
+        self.blocks, self.order, self.way = nn.ModuleList(blocks), order, way
+        self.first = nn.Linear(4, 4).to("cuda")
+
+    def forward(self, x: tl.Tensor) -> tl.Tensor:
+        x = self.first(x)
+        for i in self.order:
+            x = self.way(self.blocks[i], x)
+        return x
+
+
+def test_what_is_gathered_ahead_is_used_or_freed(
+    group: dist.ProcessGroup, monkeypatch: Any
+) -> None:
+    gathered: list[str] = []
+    gather = Bundle.gather
+    monkeypatch.setattr(
+        Bundle, "gather", lambda self: gathered.append(self._shards[0].name) or gather(self)
+    )
+    blocks = [fully_shard(nn.Linear(4, 4).to("cuda"), mesh=group) for _ in range(3)]
+    net = fully_shard(Chained(blocks, [0, 1, 2], Again.apply), mesh=group)
+    for _ in range(2):
+        loss = net(tl.ones(2, 4, device="cuda")).sum()
+        gathered.clear()
+        loss.backward()
+        assert len(gathered) == 3 and all(is_freed(block) for block in blocks)
+
+    blocks = [fully_shard(nn.Linear(4, 4).to("cuda"), mesh=group) for _ in range(2)]
+    twice = fully_shard(Chained(blocks, [0, 1, 0], lambda block, x: block(x)), mesh=group)
+    for _ in range(2):
+        with tl.no_grad():
+            twice(tl.ones(2, 4, device="cuda"))
+        assert all(is_freed(block) for block in blocks)
 
 
 MODELS = [

@@ -135,8 +135,11 @@ class Transfers:
     def drop_done(self) -> None:
         """Let go of what finished copies held."""
         # Copies of several streams may overtake one another; a later look finds them.
-        while self._pending:
-            first = self._pending.popleft()  # at once: dropping memory may lead here again
+        while True:
+            try:
+                first = self._pending.popleft()  # at once: dropping memory may lead here again
+            except IndexError:  # nothing left, as other threads look too
+                return
             if not first[0].done:
                 self._pending.appendleft(first)
                 return

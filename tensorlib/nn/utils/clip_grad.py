@@ -153,7 +153,10 @@ def _norm_over_ranks(parameters: list[Tensor], norm_type: float, error: bool) ->
         return get_total_norm(_gradients(parameters), norm_type, error)
     norms = []
     for sharding, own in divided.items():
-        local = get_total_norm(_gradients(own), norm_type)
+        gradients = _gradients(own)
+        if sharding is None and not gradients:
+            continue
+        local = get_total_norm(gradients, norm_type).to(own[0].device)  # also of no gradients
         norms.append(local if sharding is None else sharding.norm(local, float(norm_type)))
     return get_total_norm(norms, norm_type, error)
 
