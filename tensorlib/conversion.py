@@ -173,9 +173,10 @@ class Conversion(TensorFields):
             result = apply(cast, (result,), {"dtype": d.numpy})
         order = None if format is None else order_for(format, self._array.ndim, "to")
         if order is not None:
-            # As torch, a transposed tensor counts as contiguous here: it asks for no other format.
-            last = order != layout.contiguous_order(len(order))
-            if layout.prefers_channels_last(result._array) != last:
+            array, last = result._array, order != layout.contiguous_order(len(order))
+            fits = layout.prefers_channels_last(array) == last
+            # As torch, a transposed tensor counts as contiguous where there is nothing to copy.
+            if not fits or ((copy or result is not self) and not layout.lies_in(array, order)):
                 return apply(clone_p, (result,), {"order": order})
         return result.clone() if copy and result is self else result
 

@@ -57,6 +57,18 @@ def test_every_shape_has_the_strides_that_torch_gives_it(torch, shape):
     assert seen(tl) == seen(torch)
 
 
+def test_a_copy_lies_as_asked(torch):
+    def seen(lib):
+        x, contiguous = lib.zeros(3, 4).T, lib.contiguous_format
+        return [
+            x.to(lib.float64, memory_format=contiguous).stride(),
+            x.double(memory_format=contiguous).stride(),
+            x.to("cpu", copy=True, memory_format=contiguous).stride(),
+        ]
+
+    assert seen(tl) == seen(torch)
+
+
 def test_layouts_of_all_kinds_are_kept_as_torch_keeps_them(torch):
     def seen(lib):
         x = lib.zeros(2, 3, 4, 5)

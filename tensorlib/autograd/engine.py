@@ -18,7 +18,7 @@ import numpy as np
 from ..backend import at, get_backend, is_array, layout
 from ..backend.quiet import QUIET, reset_error_state, set_error_state
 from ..dtypes import HALF
-from ..errors import ArgumentTypeError, AutogradError, ShapeError
+from ..errors import ArgumentTypeError, AutogradError, DtypeError, ShapeError
 from .arriving import check_gradient
 from .core import Node, TensorBase, refresh, state, wrap
 from .gpus import back_here, go_to, several_gpus
@@ -206,15 +206,21 @@ class _Walk:
         e = node.edges[0]
         if not node.rules.needs[0]:
             return None
-        if e.__class__ is not Node:  # a leaf's may be written to, so it must be ours
-            old, ours = self.partial.get(e, (None, False))
+        if e.__class__ is not Node:
+            old, fresh = self.partial.get(e, (None, False))
+            ours = e in self.owned or (fresh and old.flags.owndata)
             if not ours or isinstance(old, _HOSTS):
                 return None
-            return self.partial.pop(e)[0]
-        old = None if e.outputs else self.grads.get(e)
-        if old is None or isinstance(old, _HOSTS) or old.dtype is not e.dtype:
-            return None
-        return self.grads.pop(e)
+            del self.partial[e]
+        else:
+            old = None if e.outputs else self.grads.get(e)
+            if old is None or isinstance(old, _HOSTS) or old.dtype is not e.dtype:
+                return None
+            if node.rules.adds == "writes" and e not in self.owned:
+                return None
+            del self.grads[e]
+        self.owned.discard(e)
+        return old
 
     def settled(self, node: Node, g: Any) -> Any:
         """The gradient as others see it: in the dtype of the output."""
@@ -308,6 +314,11 @@ class _Walk:
                     raise ShapeError(
                         f"hook: returned a gradient of shape {list(result._array.shape)} for one "
                         f"of {list(g.shape)}; the shape must stay"
+                    )
+                if not self.create_graph and result._array.dtype != g.dtype:
+                    raise DtypeError(
+                        f"hook: returned a {result._array.dtype.name} gradient for one of "
+                        f"{g.dtype.name}; the dtype must stay"
                     )
                 g = result if self.create_graph else result._array
         return g

@@ -56,8 +56,9 @@ class Primitive:
         mixed: On a GPU the gradient of the (first) output may be of another floating precision.
         reads_halves: On a GPU two large arrays of one shape, one of a half precision and one of
             float32, go to the forward as they are.
-        adds: The rule gets, in a list behind the outputs' gradients, what the first input's is to
-            be added to: None on the CPU, and if there is nothing. A leaf's it may write to.
+        adds: "reads" or "writes": the rule gets, in a list behind the outputs' gradients, what the
+            first input's is to be added to, which it reads, or writes to and returns; None on the
+            CPU, and where there is nothing, or nothing that may be written to.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Primitive:
         self.materialize: bool = settings["materialize"]
         self.mixed: bool = settings["mixed"]
         self.reads_halves: bool = settings["reads_halves"]
-        self.adds: bool = settings["adds"]
+        self.adds: str = settings["adds"]
         self.rules: dict[int, Rules] = {}
         parameters = list(inspect.signature(forward).parameters.values())[1:]
         self.variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
@@ -410,14 +411,15 @@ class ComplexRules(Rules):
     def run(self, saved: Sequence[Any], g: Any) -> Sequence[Any]:
         """The same, with the gradients of output and inputs conjugated."""
         conj = PRIMITIVES["conj_physical"]
-        flipped = [conj(x) for x in g] if isinstance(g, list) else conj(g)
+        several = isinstance(g, list)
+        flipped = [None if x is None else conj(x) for x in g] if several else conj(g)
         return [None if r is None else conj(r) for r in super().run(saved, flipped)]
 
 
 class OutputRules:
     """Passes the gradient of one output of several on to the operation's node."""
 
-    name, fresh, keeps_arrays, adds = "output", False, False, False
+    name, fresh, keeps_arrays, adds = "output", False, False, ""
 
     def __init__(self, mixed: bool = False) -> None:
         self.mixed = mixed
@@ -511,7 +513,7 @@ def primitive(
     materialize: bool = True,
     mixed: bool = False,
     reads_halves: bool = False,
-    adds: bool = False,
+    adds: str = "",
     reference: Callable[..., Any] | None = None,
     **rules: Callable[..., Any],
 ) -> Callable[[Callable[..., Any]], Primitive]:

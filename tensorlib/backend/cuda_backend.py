@@ -174,7 +174,9 @@ class CudaBackend(Backend):
 
     def as_strided(self, array: Any, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
         """A view with the given shape and strides in bytes."""
-        return self.xp.lib.stride_tricks.as_strided(array, shape, strides)
+        # CuPy's has no base, as if its memory were its own; a part of a view has one.
+        pair = self.xp.lib.stride_tricks.as_strided(array, (2, *shape), (0, *strides))
+        return pair[0]
 
     def where(self, condition: Any, x: Any = None, y: Any = None) -> Any:
         """Elements of x or y; bfloat16 stays what it is."""

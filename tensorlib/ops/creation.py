@@ -423,6 +423,8 @@ def from_numpy(ndarray: Any) -> Any:
 def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Any:
     """`data` as a tensor, sharing memory and history where dtype and device already fit."""
     if isinstance(data, TensorBase):
+        if device is None and dtype is None and default_device().type == "cpu":
+            return data
         return data.to(device=_where_from(data.device, device), dtype=dtype)
     if isinstance(data, np.ndarray):
         kind = as_dtype(data.dtype) if dtype is None else as_dtype(dtype)

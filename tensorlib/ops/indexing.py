@@ -540,7 +540,7 @@ def _embedding_weight(g: Any, weight_shape: Any, index: Any, padding_idx: int) -
     return out if added is None else out + added
 
 
-@primitive(promotion=None, adds=True, weight=_embedding_weight)
+@primitive(promotion=None, adds="writes", weight=_embedding_weight)
 def embedding_p(b, weight, *, index, padding_idx=-1):
     """Rows of a table."""
     return _taken(b, weight, 0, index)

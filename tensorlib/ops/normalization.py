@@ -183,7 +183,7 @@ def _fold(b: Any, x: Any, scale: Any, shape: tuple[int, ...]) -> Any:
 
 
 @primitive(
-    promotion=None, outputs=("out", "mean", "var"), materialize=False, mixed=True, adds=True,
+    promotion=None, outputs=("out", "mean", "var"), materialize=False, mixed=True, adds="reads",
     reference=_reference, vjp=_vjp,
 )  # fmt: skip
 def normalize_p(b, x, weight, bias, *, axes, eps, centred=True, shape=None, affine=None):

@@ -53,8 +53,9 @@ def blocks_of(xp: Any, *arrays: Array) -> Iterator[list[Array]]:
         yield from blocks_of(xp, *(a.real for a in arrays))
         yield from blocks_of(xp, *(a.imag for a in arrays))
         return
-    order = layout.kept_order(arrays[0])
-    arrays = tuple(a.transpose(order) for a in arrays)  # as the parameter lies
+    if all(a.shape == arrays[0].shape for a in arrays):
+        order = layout.kept_order(arrays[0])
+        arrays = tuple(a.transpose(order) for a in arrays)  # as the parameter lies
     blocks: Iterable[list[Array]] = [list(arrays)]
     if arrays[0].ndim == 0:  # operations on 0-d arrays return scalars, which hold no memory
         blocks = [[a.reshape(1) for a in arrays]]

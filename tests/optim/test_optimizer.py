@@ -244,6 +244,31 @@ class Momentum(tl.optim.Optimizer):
         p -= group["lr"] * v
 
 
+class Rows(tl.optim.Optimizer):
+    """Divides a gradient by the sums of its rows' squares: a state of another shape."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 1.0})
+
+    def init_state(self, p, group):
+        return {"rows": np.zeros(p.shape[0], p.dtype)}
+
+    def update(self, xp, p, g, state, group, step):
+        state["rows"] += (g * g).sum(1)
+        p -= group["lr"] * g / state["rows"][:, None]
+
+
+def test_a_state_of_another_shape():
+    p = tl.zeros(3, 4, requires_grad=True)
+    optimizer = Rows([p])
+    for _ in range(2):
+        p.grad = tl.arange(12.0).reshape(3, 4) + 1
+        optimizer.step()
+    g = np.arange(12.0, dtype=np.float32).reshape(3, 4) + 1
+    rows = (g * g).sum(1, keepdims=True)
+    np.testing.assert_allclose(p.detach(), -g / rows - g / (2 * rows), rtol=1e-6)
+
+
 def test_own_optimizers():
     p = tl.zeros(2, requires_grad=True)
     optimizer = SignSGD([p])

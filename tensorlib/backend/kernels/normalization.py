@@ -338,7 +338,7 @@ def normalize(
     flat = mean.reshape(-1), var.reshape(-1), out.reshape(seen)
     if kind == "columns":
         _normalize_columns(x.reshape(seen), weight, bias, *flat, eps, centred)
-        return out, mean, var
+        return layout.arranged(np, out, order), mean, var
     z = np.empty(0, x.dtype) if bias is None else contiguous(bias).reshape(-1)
     if weight is None:
         w = np.ones(seen[1], x.dtype) if kind == "rows" else np.empty(0, x.dtype)
