@@ -27,7 +27,7 @@ def one_process(run_process, tmp_path: Path, which: str) -> str:
     """What one process makes of it, on two threads; the ranks have one each."""
     program = [sys.executable, PROGRAM, "gloo", tmp_path / "alone.pt", "7", which]
     threads = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
-    return digest(run_process([str(part) for part in program], env=threads, timeout_s=60))
+    return digest(run_process([str(part) for part in program], env=threads, timeout_s=150))
 
 
 @pytest.mark.mpi_skip
