@@ -8,6 +8,7 @@ view; they are pooled as planes, and put in order afterwards.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -82,21 +83,26 @@ def window_gather(
     return _as_given(number, pooling.window_gather(x, number, kernel, stride, padding, dilation))
 
 
+def _sums(
+    function: Callable[..., Any], x: Any, kernel: Sizes, stride: Sizes, padding: Sizes,
+    shape: Sizes, scale: float, counts_padding: bool | None,
+) -> Any:  # fmt: skip
+    if not layout.prefers_channels_last(x):
+        return function(x, kernel, stride, padding, shape, scale, counts_padding)
+    if x.ndim != 4:
+        found = function(x, kernel, stride, padding, shape, scale, counts_padding)
+        return _as_given(x, found)
+    windows = _wider(kernel, stride, padding)
+    found = function(_as_box(x), *windows, (*shape, x.shape[1]), scale, counts_padding)
+    return _as_image(found)
+
+
 def sum_pool(
     x: Any, kernel: Sizes, stride: Sizes, padding: Sizes, shape: Sizes, scale: float,
     counts_padding: bool | None = None,
 ) -> Any:  # fmt: skip
     """`pooling.sum_pool`, in the order of x."""
-    if not layout.prefers_channels_last(x):
-        return pooling.sum_pool(x, kernel, stride, padding, shape, scale, counts_padding)
-    if x.ndim == 4:
-        kernel, stride, padding = _wider(kernel, stride, padding)
-        shape = (*shape, x.shape[1])
-        return _as_image(
-            pooling.sum_pool(_as_box(x), kernel, stride, padding, shape, scale, counts_padding)
-        )
-    found = pooling.sum_pool(x, kernel, stride, padding, shape, scale, counts_padding)
-    return _as_given(x, found)
+    return _sums(pooling.sum_pool, x, kernel, stride, padding, shape, scale, counts_padding)
 
 
 def spread_pool(
@@ -104,13 +110,4 @@ def spread_pool(
     counts_padding: bool | None = None,
 ) -> Any:  # fmt: skip
     """`pooling.spread_pool`, in the order of g."""
-    if not layout.prefers_channels_last(g):
-        return pooling.spread_pool(g, kernel, stride, padding, shape, scale, counts_padding)
-    if g.ndim == 4:
-        kernel, stride, padding = _wider(kernel, stride, padding)
-        shape = (*shape, g.shape[1])
-        return _as_image(
-            pooling.spread_pool(_as_box(g), kernel, stride, padding, shape, scale, counts_padding)
-        )
-    found = pooling.spread_pool(g, kernel, stride, padding, shape, scale, counts_padding)
-    return _as_given(g, found)
+    return _sums(pooling.spread_pool, g, kernel, stride, padding, shape, scale, counts_padding)

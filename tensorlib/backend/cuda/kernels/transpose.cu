@@ -8,46 +8,18 @@ typedef TYPE_0 T;
 
 static constexpr int SIDE = 64;
 
-// put(row, column, element) for all elements of a matrix of `rows` rows that are `stride` apart.
-template <class F>
-__device__ inline void read(const T* from, int rows, int columns, i64 stride, bool packed, F put) {
-    constexpr int W_ = Pack<T>::size;
-    if (packed) {
-        int across = columns / W_;
-        for (int i = threadIdx.x; i < rows * (SIDE / W_); i += blockDim.x) {
-            int row = i / (SIDE / W_), at = i % (SIDE / W_);
-            if (at >= across) continue;
-            Pack<T> pack = load_pack(from + row * stride + at * W_);
-#pragma unroll
-            for (int k = 0; k < W_; k++) put(row, at * W_ + k, pack.at[k]);
-        }
-    } else {
-        for (int i = threadIdx.x; i < rows * SIDE; i += blockDim.x) {
-            int row = i / SIDE, column = i % SIDE;
-            if (column < columns) put(row, column, from[row * stride + column]);
-        }
-    }
-}
-
-// The same with to[row][column] = get(row, column).
-template <class F>
-__device__ inline void write(T* to, int rows, int columns, i64 stride, bool packed, F get) {
-    constexpr int W_ = Pack<T>::size;
-    if (packed) {
-        int across = columns / W_;
-        for (int i = threadIdx.x; i < rows * (SIDE / W_); i += blockDim.x) {
-            int row = i / (SIDE / W_), at = i % (SIDE / W_);
-            if (at >= across) continue;
-            Pack<T> pack;
-#pragma unroll
-            for (int k = 0; k < W_; k++) pack.at[k] = get(row, at * W_ + k);
-            store_pack(to + row * stride + at * W_, pack);
-        }
-    } else {
-        for (int i = threadIdx.x; i < rows * SIDE; i += blockDim.x) {
-            int row = i / SIDE, column = i % SIDE;
-            if (column < columns) to[row * stride + column] = get(row, column);
-        }
+// The places of a part of a matrix: pack(row, column) where packs begin, else one(row, column).
+template <class P, class F>
+__device__ inline void each(int rows, int columns, bool packed, P pack, F one) {
+    constexpr int size = Pack<T>::size;
+    int step = packed ? size : 1, across = SIDE / step;
+    for (int i = threadIdx.x; i < rows * across; i += blockDim.x) {
+        int row = i / across, column = i % across * step;
+        if (column >= columns) continue;
+        if (packed)
+            pack(row, column);
+        else
+            one(row, column);
     }
 }
 
@@ -61,11 +33,24 @@ KERNEL transpose(const T* x, T* out, i64 batches, i64 rows, i64 columns) {
         i64 start = item / across / down * rows * columns;
         int high = (int)(rows - row < SIDE ? rows - row : SIDE);
         int wide = (int)(columns - column < SIDE ? columns - column : SIDE);
+        const T* from = x + start + row * columns + column;
+        T* to = out + start + column * rows + row;
         __syncthreads();
-        read(x + start + row * columns + column, high, wide, columns, in_packs,
-             [&](int r, int c, T value) { square[r][c] = value; });
+        each(high, wide, in_packs,
+             [&](int r, int c) {
+                 Pack<T> pack = load_pack(from + r * columns + c);
+#pragma unroll
+                 for (int k = 0; k < Pack<T>::size; k++) square[r][c + k] = pack.at[k];
+             },
+             [&](int r, int c) { square[r][c] = from[r * columns + c]; });
         __syncthreads();
-        write(out + start + column * rows + row, wide, high, rows, out_packs,
-              [&](int c, int r) { return square[r][c]; });
+        each(wide, high, out_packs,
+             [&](int c, int r) {
+                 Pack<T> pack;
+#pragma unroll
+                 for (int k = 0; k < Pack<T>::size; k++) pack.at[k] = square[r + k][c];
+                 store_pack(to + c * rows + r, pack);
+             },
+             [&](int c, int r) { to[c * rows + r] = square[r][c]; });
     }
 }
