@@ -392,7 +392,7 @@ def output_node(node: Node, index: int) -> Node:
     """The node of output `index` of an operation with several outputs."""
     from .primitive import MIXED_OUTPUT_RULES, OUTPUT_RULES
 
-    mixed = index == 0 and getattr(node.rules, "mixed", False)
+    mixed = index == 0 and node.rules.mixed
     rules = MIXED_OUTPUT_RULES if mixed else OUTPUT_RULES
     out = Node(rules, (node,), (), (), node.shape[index], node.dtype[index])
     out.index = index
@@ -401,7 +401,8 @@ def output_node(node: Node, index: int) -> Node:
 
 def _common_backend(p: Primitive, arrays: list[Any]) -> tuple[Any, Any]:
     """The one backend of the arrays, and the GPU's index; 0-d host arrays may join, as in torch."""
-    where, any_host = None, False
+    where: Any = None
+    any_host = False
     for x in arrays:
         on_host = isinstance(x, _ndarray | np.generic)
         any_host = any_host or on_host
@@ -413,7 +414,7 @@ def _common_backend(p: Primitive, arrays: list[Any]) -> tuple[Any, Any]:
                     "with .to()"
                 )
             where = found
-    b, index = get_backend(where), where.index  # type: ignore[union-attr]
+    b, index = get_backend(where), where.index
     if any_host:
         for i, x in enumerate(arrays):
             if isinstance(x, _ndarray):

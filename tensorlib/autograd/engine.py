@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import at, get_backend, is_array, layout
+from ..backend.base import LARGE
 from ..backend.quiet import QUIET, reset_error_state, set_error_state
 from ..dtypes import HALF
 from ..errors import ArgumentTypeError, AutogradError, DtypeError, ShapeError
@@ -225,7 +226,7 @@ class _Walk:
     def settled(self, node: Node, g: Any) -> Any:
         """The gradient as others see it: in the dtype of the output."""
         self.sole.discard(node)
-        if self.create_graph or not getattr(node.rules, "mixed", False) or isinstance(g, list):
+        if self.create_graph or not node.rules.mixed or isinstance(g, list):
             return g
         return fit(g, node.shape, node.dtype)
 
@@ -252,7 +253,7 @@ class _Walk:
     def is_taken(self, e: Node, r: Any) -> bool:
         """Whether the rules of `e` read a gradient in the precision that it has."""
         return (
-            getattr(e.rules, "mixed", False)
+            e.rules.mixed
             and not self.create_graph
             and not isinstance(r, _HOSTS)
             and r.shape == e.shape
@@ -371,14 +372,13 @@ def _is_own(g: Any, leaf: Any) -> bool:
     )
 
 
-_LARGE = 1 << 14  # elements from which on a kernel is worth a choice
 _view = np.empty(2)[::-1]
 _OF_ONE_VIEW = sys.getrefcount(_view.base)
 
 
 def _sum(x: Any, y: Any, out: Any = None) -> Any:
     """x + y of gradients, in place if `out` is x; large ones of a GPU by its own kernel."""
-    if x.__class__ is not np.ndarray and is_array(x) and x.size > _LARGE:
+    if x.__class__ is not np.ndarray and is_array(x) and x.size > LARGE:
         fused = get_backend(x).kernel("arithmetic")
         if fused:
             return fused("add", x, y, out)

@@ -117,7 +117,7 @@ class FunctionContext:
 class _FunctionRules:
     """Lets the engine call a user's backward."""
 
-    fresh, keeps_arrays, adds = False, True, ""
+    fresh, keeps_arrays, mixed, adds = False, True, False, ""
 
     def __init__(
         self, cls: type[Function], ctx: FunctionContext, inputs: tuple[Any, ...], several: bool
@@ -298,7 +298,8 @@ def _context_class(cls: Any) -> type[FunctionContext]:
 class _OnceRules:
     """The end of what can be differentiated: reached by a second derivative, it raises."""
 
-    name, fresh, keeps_arrays, adds, materialize = "once_differentiable", False, False, "", True
+    name, fresh, keeps_arrays = "once_differentiable", False, False
+    mixed, adds, materialize = False, "", True
 
     def run(self, saved: Any, g: Any) -> Any:
         """Refuse.

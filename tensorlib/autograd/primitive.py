@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import get_backend, is_array
+from ..backend.base import LARGE
 from ..dtypes import FLOATING, FROM_NUMPY, HALF, as_dtype, dtype, get_default_dtype, result_dtype
 from ..errors import ArgumentTypeError, DimensionError, DtypeError, ShapeError, TensorlibError
 from .core import Node, TensorBase, apply, state, wrap
@@ -222,7 +223,6 @@ class Primitive:
         return ShapeError(f"{received}; {error}")
 
 
-_LARGE = 1 << 14  # elements that are worth a kernel of their own
 _HALVES_BESIDE_SINGLE = [{half, np.dtype(np.float32)} for half in HALF]
 _COMPLEX = (np.dtype(np.complex64), np.dtype(np.complex128))
 
@@ -231,7 +231,7 @@ def _are_halves_beside_single(arrays: list[Any]) -> bool:
     x, y = arrays
     return (
         getattr(x, "shape", None) == getattr(y, "shape", ())
-        and x.size > _LARGE
+        and x.size > LARGE
         and {x.dtype, y.dtype} in _HALVES_BESIDE_SINGLE
     )
 

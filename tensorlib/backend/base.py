@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+LARGE = 1 << 14  # elements from which on it pays to look for a kernel
+
 
 class Backend:
     """An array namespace plus kernels.

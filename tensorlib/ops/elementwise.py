@@ -7,13 +7,13 @@ from typing import Any
 from ..autograd.core import NO_OPTIONS, TensorBase, apply
 from ..autograd.primitive import primitive, write_out
 from ..backend import layout
+from ..backend.base import LARGE
 from ..dtypes import as_dtype, complex64, complex128
 from ..errors import ArgumentError, DtypeError
 from ..formats import order_for
 from .precision import SMALL, convert
 
 _NUMBERS = frozenset((float, int, bool, type(None)))
-LARGE = 1 << 14  # elements that are worth a choice among ways
 COMPLEX_TYPES = (complex64.numpy, complex128.numpy)
 
 # --- arithmetic ----------------------------------------------------------------------------------
