@@ -10,7 +10,7 @@ import numpy as np
 
 from ..amp.policy import AS_GIVEN, LOWER, WIDEST, precision
 from ..autograd.core import Node, TensorBase, apply
-from ..autograd.primitive import primitive, write_out
+from ..autograd.primitive import PRIMITIVES, primitive, write_out
 from ..backend import get_backend
 from ..dtypes import HALF, as_dtype
 from ..errors import ArgumentError, DtypeError, ShapeError
@@ -90,7 +90,7 @@ def _linear_back(g: Any, x: Any) -> Any:
 def is_cast_from_single(t: Any) -> bool:
     """Whether a tensor was made by a cast from float32, as autocast makes them of weights."""
     node = t._node
-    if node is None or node.rules.name != "cast":
+    if node is None or getattr(node.rules, "primitive", None) is not PRIMITIVES["cast"]:
         return False
     source = node.edges[0]
     return bool((source.dtype if isinstance(source, Node) else source._array.dtype) == np.float32)
