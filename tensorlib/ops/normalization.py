@@ -112,9 +112,11 @@ def _vjp(
     fused = b.kernel("normalize_back", x, weight, bias)
     if fused:
         more = {} if added is None else {"added": added}
-        found = fused(*g, x, weight, bias, mean, var, axes, eps, centred, shape, affine, **more)
+        found: tuple[Any, ...] | None = fused(
+            *g, x, weight, bias, mean, var, axes, eps, centred, shape, affine, **more
+        )
         if found is not None:
-            return found  # type: ignore[no-any-return]
+            return found
     given = x, weight, bias
     x, weight, bias = _views(x, weight, bias, shape, affine)
     g = (wide(g[0]).reshape(x.shape), g[1], g[2])

@@ -97,8 +97,7 @@ def test_errors_of_cuda_can_be_caught(gpus):
     assert cuda.CudaError is cuda.AcceleratorError
     with pytest.raises(cuda.AcceleratorError):
         strict_cupy.cupy.cuda.Device(7)
-    with pytest.raises(AttributeError):
-        cuda.no_such_name  # noqa: B018
+    assert not hasattr(cuda, "no_such_name")
 
 
 def test_the_runtime_by_its_names(gpus, monkeypatch):

@@ -123,7 +123,8 @@ def _arithmetic(name: str, x: Any, y: Any, out: Any) -> Any:
 def _beside(x: Any, y: Any, out: Any) -> tuple[Any, Any, tuple[int, int, int]] | None:
     """The arrays in one memory order, and how y goes with x; None if no kernel knows how."""
     if y.shape == x.shape and out is None:
-        return *alike(x, y), (x.size, 1, x.size)  # type: ignore[return-value]
+        x, y = alike(x, y)
+        return x, y, (x.size, 1, x.size)
     order = layout.kept_order(x if out is None else out)
     if y.shape == x.shape:
         return arranged(x, order), arranged(y, order), (x.size, 1, x.size)
